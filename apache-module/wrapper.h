@@ -1,0 +1,20 @@
+/* What bindgen reads: the headers of httpd 2.4 and APR that this module uses. */
+#include <httpd.h>
+#include <http_config.h>
+#include <http_connection.h>
+#include <http_core.h>
+#include <http_log.h>
+#include <http_main.h>
+#include <http_protocol.h>
+#include <http_request.h>
+#include <ap_mpm.h>
+#include <ap_release.h>
+#include <mpm_common.h>
+#include <unixd.h>
+#include <util_filter.h>
+#include <util_script.h>
+#include <apr_buckets.h>
+#include <apr_optional.h>
+#include <apr_portable.h>
+#include <apr_strings.h>
+#include <apr_tables.h>

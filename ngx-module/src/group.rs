@@ -1,0 +1,454 @@
+//! Process groups: links to workers on the event loop, which request goes where, and what becomes of it when a worker
+//! leaves or dies. Event loop only.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use highball::group::client::{Link, LinkError, Said, Settings, choose, most_outstanding, socket_path};
+use highball::group::message::Ending;
+use highball::log::Level;
+use highball::worker::relay::Message;
+
+use crate::event::Event;
+use crate::ffi::{self, called_by_nginx, ngx_connection_t, ngx_event_t};
+use crate::log;
+use crate::process::Process;
+use crate::stream::Stream;
+use crate::wake::Wake;
+
+pub struct Groups {
+    groups: RefCell<Vec<Rc<Group>>>,
+    links: RefCell<HashMap<usize, Rc<Wired>>>,
+    last: Cell<usize>,
+    /// Links with frames to write at the end of this turn.
+    unwritten: RefCell<Vec<Rc<Wired>>>,
+    write: Event,
+    /// While requests wait.
+    timer: Event,
+}
+
+pub struct Group {
+    settings: Settings,
+    slots: RefCell<Vec<Slot>>,
+    turn: Cell<usize>,
+    queue: RefCell<VecDeque<Queued>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    wired: Option<Rc<Wired>>,
+    /// No worker could be reached there, until then.
+    down_until: Option<Instant>,
+}
+
+struct Queued {
+    since: Instant,
+    stream: Rc<Stream>,
+}
+
+/// A link and the connection that nginx watches it with.
+pub struct Wired {
+    number: usize,
+    group: Rc<Group>,
+    slot: usize,
+    pub link: RefCell<Link>,
+    connection: NonNull<ngx_connection_t>,
+    streams: RefCell<HashMap<u32, Rc<Stream>>>,
+    unwritten: Cell<bool>,
+}
+
+impl Groups {
+    pub fn new(settings: &[Settings], wake: &Wake, log: *mut ffi::ngx_log_t) -> Groups {
+        let groups = Groups {
+            groups: RefCell::default(),
+            links: RefCell::default(),
+            last: Cell::new(0),
+            unwritten: RefCell::default(),
+            write: Event::new(wake, log, on_write_all),
+            timer: Event::new(wake, log, on_timer),
+        };
+        groups.update(settings);
+        groups
+    }
+
+    /// Takes over new settings: a process without a master lives through reloads.
+    pub fn update(&self, settings: &[Settings]) {
+        let known = self.groups.take();
+        let same = |new: &Settings| known.iter().find(|group| group.settings == *new).cloned();
+        self.groups.replace(settings.iter().map(|new| same(new).unwrap_or_else(|| Group::new(new.clone()))).collect());
+    }
+
+    pub fn find(&self, name: &str) -> Option<Rc<Group>> {
+        self.groups.borrow().iter().find(|group| group.settings.name == name).cloned()
+    }
+
+    /// Sends a request to a worker, or has it wait for one.
+    pub fn submit(&self, process: &Process, stream: &Rc<Stream>) {
+        let group = stream.group.clone();
+        group.queue.borrow_mut().push_back(Queued::new(stream.clone()));
+        self.dispatch(&group);
+        let waiting = group.queue.borrow().len();
+        if waiting > group.settings.queue_size {
+            let refused = group.queue.borrow_mut().pop_back();
+            if let Some(refused) = refused {
+                let text = format!("{} requests wait already (queue-size)", waiting - 1);
+                self.refuse(process, &refused.stream, 503, &text);
+            }
+        }
+    }
+
+    fn refuse(&self, process: &Process, stream: &Stream, status: u16, text: &str) {
+        let name = &stream.group.settings.name;
+        let text =
+            format!("the process group \"{name}\" did not take the request: {text}; the client got status {status}");
+        stream.queued.set(false);
+        process.log_of(stream.key, Level::Error, &text, &stream.request);
+        process.refuse(stream.key, status);
+    }
+
+    /// Gives waiting requests to workers that have room.
+    fn dispatch(&self, group: &Rc<Group>) {
+        let most = most_outstanding(group.settings.threads);
+        loop {
+            let Some(stream) = group.queue.borrow().front().map(|queued| queued.stream.clone()) else { return };
+            if stream.gone.get() {
+                group.queue.borrow_mut().pop_front();
+                continue;
+            }
+            let counts: Vec<Option<usize>> = group.slots.borrow().iter().map(Slot::outstanding).collect();
+            let ready = |slot: usize| counts.get(slot).copied().flatten().is_some();
+            let outstanding = counts.iter().map(|count| count.unwrap_or_default());
+            let chosen = choose(outstanding, most, group.turn.get(), ready);
+            let wired = chosen.and_then(|slot| group.slots.borrow().get(slot).and_then(|slot| slot.wired.clone()));
+            let Some(wired) = wired else { break };
+            group.turn.set(wired.slot + 1);
+            group.queue.borrow_mut().pop_front();
+            stream.queued.set(false);
+            self.send(&wired, &stream);
+        }
+        self.connect(group);
+        self.timer.arm(RETRY);
+    }
+
+    fn send(&self, wired: &Rc<Wired>, stream: &Rc<Stream>) {
+        let has_body = !stream.upload.borrow().parts.is_empty();
+        let number = wired.link.borrow_mut().open(&stream.answerer, &stream.request, has_body);
+        stream.at.replace(Some((wired.clone(), number)));
+        wired.streams.borrow_mut().insert(number, stream.clone());
+        self.write_later(wired);
+        if let Some(process) = Process::current() {
+            process.pump(stream.key);
+        }
+    }
+
+    /// Connects to the workers of a group that there is no link to.
+    fn connect(&self, group: &Rc<Group>) {
+        let now = Instant::now();
+        let count = group.slots.borrow().len();
+        for number in 0..count {
+            let wanted = group
+                .slots
+                .borrow()
+                .get(number)
+                .is_some_and(|slot| slot.wired.is_none() && slot.down_until.is_none_or(|until| until <= now));
+            if !wanted {
+                continue;
+            }
+            let wired = self.connect_to(group, number);
+            if let Some(slot) = group.slots.borrow_mut().get_mut(number) {
+                slot.down_until = wired.is_none().then(|| now + RETRY);
+                slot.wired = wired;
+            }
+        }
+    }
+
+    fn connect_to(&self, group: &Rc<Group>, slot: usize) -> Option<Rc<Wired>> {
+        let path = socket_path(&group.settings.directory, &group.settings.name, u32::try_from(slot).ok()?);
+        let link = Link::connect(&path, &group.settings.key).ok()?;
+        // SAFETY: event loop; the descriptor is open, and closed together with the connection.
+        let connection =
+            NonNull::new(unsafe { ffi::ngx_get_connection(link.socket().ok()?.as_raw_fd(), log::of_process()) })?;
+        let number = self.last.get() + 1;
+        self.last.set(number);
+        // SAFETY: freshly taken; its events are never null.
+        unsafe {
+            let c = &mut *connection.as_ptr();
+            c.data = std::ptr::without_provenance_mut(number);
+            let (read, write) = (&mut *c.read, &mut *c.write);
+            read.handler = Some(on_readable);
+            write.handler = Some(on_writable);
+            (read.log, write.log) = (c.log, c.log);
+            // As the channel to the master: nginx does not count it as a connection left open.
+            read.set_channel(1);
+            write.set_channel(1);
+            if ffi::hb_add_connection(c) != ffi::OK {
+                ffi::ngx_free_connection(c);
+                return None;
+            }
+        }
+        let wired = Rc::new(Wired {
+            number,
+            group: group.clone(),
+            slot,
+            link: RefCell::new(link),
+            connection,
+            streams: RefCell::default(),
+            unwritten: Cell::new(false),
+        });
+        self.links.borrow_mut().insert(number, wired.clone());
+        Some(wired)
+    }
+
+    /// Has a link written at the end of this turn of the loop.
+    pub fn write_later(&self, wired: &Rc<Wired>) {
+        if !wired.unwritten.replace(true) {
+            self.unwritten.borrow_mut().push(wired.clone());
+            self.write.post();
+        }
+    }
+
+    fn write_all(&self, process: &Process) {
+        for wired in self.unwritten.take() {
+            wired.unwritten.set(false);
+            self.write(process, &wired);
+        }
+    }
+
+    fn write(&self, process: &Process, wired: &Rc<Wired>) {
+        let flushed = wired.link.borrow_mut().flush();
+        match flushed {
+            Ok(true) => {}
+            // SAFETY: the connection is watched as long as the link is kept.
+            Ok(false) => unsafe {
+                ffi::ngx_handle_write_event((*wired.connection.as_ptr()).write, 0);
+            },
+            Err(error) => self.broken(process, wired, &error.into()),
+        }
+    }
+
+    fn read(&self, process: &Process, wired: &Rc<Wired>) {
+        let mut said = Vec::new();
+        let mut buffer = process.scratch.take();
+        buffer.resize(SCRATCH, 0);
+        let read = wired.link.borrow_mut().read(&mut buffer, |stream, what| said.push((stream, what)));
+        process.scratch.replace(buffer);
+        let mut said = said.into_iter().peekable();
+        let mut messages = Vec::new();
+        while let Some((number, first)) = said.next() {
+            let mut ending = None;
+            let mut asked = false;
+            let mut next = Some(first);
+            while let Some(what) = next.take() {
+                match what {
+                    Said::Head(head) => messages.push(Message::Head(head)),
+                    Said::Block(bytes) => messages.push(Message::Block(highball::exchange::Block::Copied(bytes))),
+                    Said::File(file) => messages.push(Message::File(file)),
+                    Said::Log(level, text) => messages.push(Message::Log(level, text)),
+                    Said::Read => asked = true,
+                    Said::Finish(how) => {
+                        ending = Some(how);
+                        if let Ending::Outcome(outcome) = how {
+                            messages.push(Message::Finish(outcome));
+                        }
+                    }
+                }
+                next = said.next_if(|(other, _)| *other == number).map(|(_, what)| what);
+            }
+            let stream = wired.streams.borrow().get(&number).cloned();
+            let Some(stream) = stream else { continue };
+            if ending.is_some() {
+                wired.streams.borrow_mut().remove(&number);
+                stream.at.replace(None);
+            }
+            if asked {
+                stream.upload.borrow_mut().held = false;
+                process.pump(stream.key);
+            }
+            process.deliver_of_group(stream.key, &stream.request, &mut messages, ending);
+            messages.clear();
+        }
+        match read {
+            Ok(true) => {}
+            Ok(false) => {
+                return self.broken(process, wired, &std::io::Error::from(std::io::ErrorKind::ConnectionReset).into());
+            }
+            Err(error) => return self.broken(process, wired, &error),
+        }
+        if wired.link.borrow().is_leaving() {
+            self.part(wired);
+            if wired.streams.borrow().is_empty() {
+                self.close(wired);
+            }
+        }
+        self.dispatch_if_any(&wired.group);
+    }
+
+    fn dispatch_if_any(&self, group: &Rc<Group>) {
+        if !group.queue.borrow().is_empty() {
+            self.dispatch(group);
+        }
+    }
+
+    /// No new requests go to this link.
+    fn part(&self, wired: &Rc<Wired>) {
+        if let Some(slot) = wired.group.slots.borrow_mut().get_mut(wired.slot)
+            && slot.wired.as_ref().is_some_and(|own| Rc::ptr_eq(own, wired))
+        {
+            slot.wired = None;
+        }
+    }
+
+    /// The link is closed on the other side, or of no use any more.
+    fn broken(&self, process: &Process, wired: &Rc<Wired>, error: &LinkError) {
+        let name = &wired.group.settings.name;
+        if let LinkError::Version(_) | LinkError::Violation(_) = error {
+            log::process(
+                Level::Error,
+                &format!("the connection to a process of the group \"{name}\" was closed: {error}"),
+            );
+        }
+        self.part(wired);
+        let streams = wired.streams.take();
+        let mut again = Vec::new();
+        for (number, stream) in streams {
+            stream.at.replace(None);
+            let untouched = !wired.link.borrow().has_begun(number) && !process.has_begun(stream.key);
+            if stream.gone.get() {
+                process.land(stream.key);
+            } else if untouched && process.rewind(stream.key) && stream.upload.borrow_mut().rewind() {
+                again.push(stream);
+            } else {
+                let text = format!("a process of the group \"{name}\" ended while it had this request");
+                process.log_of(stream.key, Level::Error, &text, &stream.request);
+                process.refuse(stream.key, 502);
+            }
+        }
+        self.close(wired);
+        if let Some(slot) = wired.group.slots.borrow_mut().get_mut(wired.slot)
+            && matches!(error, LinkError::Version(_) | LinkError::Violation(_))
+        {
+            slot.down_until = Some(Instant::now() + LONG_RETRY);
+        }
+        // They waited already: first come, first served.
+        again.sort_by_key(|stream| std::cmp::Reverse(stream.key));
+        for stream in again {
+            wired.group.queue.borrow_mut().push_front(Queued::new(stream));
+        }
+        self.dispatch_if_any(&wired.group);
+    }
+
+    fn close(&self, wired: &Rc<Wired>) {
+        if self.links.borrow_mut().remove(&wired.number).is_none() {
+            return;
+        }
+        let socket = wired.link.borrow_mut().give_up_socket();
+        if let Some(socket) = socket {
+            // nginx closes the descriptor.
+            let _ = socket.into_raw_fd();
+            // SAFETY: taken in `connect_to`, given back once.
+            unsafe { ffi::ngx_close_connection(wired.connection.as_ptr()) };
+        }
+    }
+
+    /// Again and again while requests wait.
+    fn on_timer(&self, process: &Process) {
+        let groups = self.groups.borrow().clone();
+        let mut waits = false;
+        for group in groups {
+            loop {
+                let late = {
+                    let mut queue = group.queue.borrow_mut();
+                    let is_late =
+                        queue.front().is_some_and(|queued| queued.since.elapsed() >= group.settings.queue_timeout);
+                    if is_late { queue.pop_front() } else { None }
+                };
+                let Some(late) = late else { break };
+                if !late.stream.gone.get() {
+                    let text = format!("no process was free within {:?} (queue-timeout)", group.settings.queue_timeout);
+                    self.refuse(process, &late.stream, 504, &text);
+                }
+            }
+            self.dispatch_if_any(&group);
+            waits |= !group.queue.borrow().is_empty();
+        }
+        if waits {
+            self.timer.arm(RETRY);
+        }
+    }
+
+    /// The process ends.
+    pub fn end(&self) {
+        let links: Vec<Rc<Wired>> = self.links.borrow().values().cloned().collect();
+        links.iter().for_each(|wired| self.close(wired));
+    }
+}
+
+impl Group {
+    fn new(settings: Settings) -> Rc<Group> {
+        let slots = (0..settings.processes).map(|_| Slot::default()).collect();
+        Rc::new(Group { settings, slots: RefCell::new(slots), turn: Cell::new(0), queue: RefCell::default() })
+    }
+}
+
+impl Queued {
+    fn new(stream: Rc<Stream>) -> Queued {
+        stream.queued.set(true);
+        Queued { since: Instant::now(), stream }
+    }
+}
+
+impl Slot {
+    /// Requests at its worker, if it takes any.
+    fn outstanding(&self) -> Option<usize> {
+        let link = self.wired.as_ref()?.link.borrow();
+        link.is_ready().then(|| link.outstanding())
+    }
+}
+
+called_by_nginx! {
+    fn on_readable(event: *mut ngx_event_t) -> (), (); {
+        with_link(event, |process, wired| process.groups.read(process, wired));
+    }
+
+    fn on_writable(event: *mut ngx_event_t) -> (), (); {
+        with_link(event, |process, wired| {
+            if wired.link.borrow().is_full() {
+                process.groups.write(process, wired);
+            }
+        });
+    }
+
+    fn on_write_all(_event: *mut ngx_event_t) -> (), (); {
+        if let Some(process) = Process::current() {
+            process.groups.write_all(process);
+        }
+    }
+
+    fn on_timer(_event: *mut ngx_event_t) -> (), (); {
+        if let Some(process) = Process::current() {
+            process.groups.on_timer(process);
+        }
+    }
+}
+
+fn with_link(event: *mut ngx_event_t, run: impl FnOnce(&Process, &Rc<Wired>)) {
+    // SAFETY: an event of a connection of ours, whose data is a number.
+    let number = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data.addr() };
+    let Some(process) = Process::current() else { return };
+    let wired = process.groups.links.borrow().get(&number).cloned();
+    if let Some(wired) = wired {
+        run(process, &wired);
+    }
+}
+
+/// How soon a worker that could not be reached is tried again.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// The same for one that speaks wrongly.
+const LONG_RETRY: Duration = Duration::from_secs(1);
+
+const SCRATCH: usize = 128 * 1024;

@@ -1,0 +1,93 @@
+//! Workers that take too long to start, and those that have reached a limit.
+#![forbid(unsafe_code)]
+
+use std::time::Instant;
+
+use rustix::process::Signal;
+
+use highball::group::control::{LogLevel, WorkerState};
+
+use super::group::{Group, LONGEST_DELAY, World, place_of};
+use super::log::Log;
+use super::{death, is_over};
+
+impl Group {
+    pub fn end_late_starters(&mut self, world: &World<'_>) {
+        let (name, limit) = (self.name.clone(), self.settings.startup_timeout);
+        for worker in self.workers_mut() {
+            if worker.state == WorkerState::Starting && !worker.killed && !worker.leaving && is_over(worker.deadline) {
+                let pid = worker.facts.pid;
+                let text = format!(
+                    "HB0308 a process of the group was not ready within {} s (startup-timeout); it is ended. It was loading: {}",
+                    limit / 1000,
+                    death::running(&worker.page).join(", ")
+                );
+                world.log.write(LogLevel::Error, pid, &text, &place_of(&name, pid));
+                worker.report = Some(text);
+                worker.kill(Signal::KILL);
+            }
+        }
+    }
+
+    /// Replaces, one at a time, workers that have reached a limit.
+    pub fn recycle(&mut self, world: &mut World<'_>) {
+        let busy = self.next.is_some() || self.slots.iter().any(|slot| slot.replacement.is_some());
+        for number in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(number) else { continue };
+            let Some(worker) = &mut slot.worker else { continue };
+            if worker.state != WorkerState::Serving {
+                continue;
+            }
+            let limits = (worker.facts.settings.memory_limit, worker.facts.settings.memory_limit_hard);
+            if limits != (0, 0) {
+                let resident = worker.resident;
+                let pid = worker.facts.pid;
+                if limits.1 > 0 && resident > limits.1 && !worker.killed {
+                    let text = format!(
+                        "a process of the group has {} MiB of resident memory (memory-limit-hard); it is ended",
+                        resident >> 20
+                    );
+                    world.log.write(LogLevel::Error, pid, &text, &place_of(&self.name, pid));
+                    worker.kill(Signal::KILL);
+                    continue;
+                }
+                if limits.0 > 0 && resident > limits.0 && slot.retired.is_none() {
+                    slot.retired = Some(format!("memory-limit: {} MiB are resident", resident >> 20));
+                }
+            }
+            if is_over(worker.recycled_at) && slot.retired.is_none() {
+                slot.retired = Some("restart-interval".into());
+            }
+            let waits = slot.not_before.is_some_and(|moment| moment > Instant::now());
+            let Some(reason) = slot.retired.clone().filter(|_| !busy && !waits) else { continue };
+            let pid = worker.facts.pid;
+            let text = format!("a process of the group is replaced ({reason})");
+            world.log.write(LogLevel::Notice, pid, &text, &place_of(&self.name, pid));
+            let (settings, hash, key_hash) = (self.settings.clone(), self.hash.clone(), self.key_hash.clone());
+            let started = self.start(number as u32, &settings, &hash, &key_hash, None, world);
+            let Some(slot) = self.slots.get_mut(number) else { continue };
+            match started {
+                Ok(replacement) => slot.replacement = Some(replacement),
+                Err(error) => {
+                    slot.not_before = Some(Instant::now() + LONGEST_DELAY);
+                    let text = format!("HB0204 its replacement cannot be started: {error}");
+                    world.log.write(LogLevel::Crit, pid, &text, &place_of(&self.name, pid));
+                }
+            }
+            return;
+        }
+    }
+
+    /// Once a second.
+    pub fn measure(&mut self, log: &Log) {
+        let limited = self.settings.memory_limit > 0 || self.settings.memory_limit_hard > 0;
+        for worker in self.workers_mut() {
+            if limited {
+                worker.measure();
+            }
+            if let Some(text) = worker.output.late() {
+                log.write(LogLevel::Notice, worker.facts.pid, &text, &place_of(&worker.facts.group, worker.facts.pid));
+            }
+        }
+    }
+}
