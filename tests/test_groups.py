@@ -28,7 +28,7 @@ def application(environ, start_response):
 def server(serve):
     """Two workers with four threads each."""
     server = serve("behaviours:application", threads=4, group="processes=2")
-    assert until(lambda: len(server.groups.pids()) == 2, 10)
+    server.groups.serving(2)
     return server
 
 
@@ -202,8 +202,7 @@ def test_new_code_serves_once_it_is_ready(serve):
 def test_code_that_fails_does_not_replace_code_that_works(serve):
     script = serve.script("app.wsgi", HELLO % "works")
     server = serve(str(script), group="processes=2")
-    assert until(lambda: server.get("/").body == b"works", 10)
-    before = server.groups.pids()
+    before = server.groups.serving(2)
     script.write_text("import nothing_of_that_name\n")
     with Load(server, "/", expected=b"works") as load:
         done = server.groups.ask("reload", "site")
@@ -217,8 +216,7 @@ def test_code_that_fails_does_not_replace_code_that_works(serve):
 
 def test_changed_settings_start_new_workers_and_equal_ones_do_not(serve):
     server = serve("behaviours:application", group="processes=2")
-    assert until(lambda: len(server.groups.pids()) == 2, 10)
-    before = server.groups.pids()
+    before = server.groups.serving(2)
     server.site.group = "processes=3 environ=STAGE=new"
     server.configuration.write_text(server.configure())
     with Load(server) as load:
@@ -245,8 +243,7 @@ def test_a_group_that_is_not_configured_any_more_ends(serve):
 
 def test_maximum_requests_replaces_workers_and_loses_nothing(serve):
     server = serve("behaviours:application", threads=4, group="processes=2 maximum-requests=50")
-    assert until(lambda: len(server.groups.pids()) == 2, 10)
-    seen = set(server.groups.pids())
+    seen = server.groups.serving(2)
     with Load(server) as load:
         assert until(lambda: seen.update(server.groups.pids()) or len(seen) > 6, 20)
     assert not load.failures, load.failures[:3]
@@ -254,8 +251,7 @@ def test_maximum_requests_replaces_workers_and_loses_nothing(serve):
 
 def test_restart_interval_replaces_workers(serve):
     server = serve("behaviours:application", group="processes=2 restart-interval=1s")
-    assert until(lambda: len(server.groups.pids()) == 2, 10)
-    before = server.groups.pids()
+    before = server.groups.serving(2)
     with Load(server) as load:
         assert until(lambda: not before & server.groups.pids(), 15)
     assert not load.failures, load.failures[:3]

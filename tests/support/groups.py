@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 
+from support.client import until
 from support.stage import COMMAND
 
 
@@ -47,6 +48,11 @@ class Groups:
 
     def pids(self, state="serving"):
         return {worker["pid"] for worker in self.workers() if worker["state"] == state}
+
+    def serving(self, count, timeout=10):
+        """Pids of the workers once so many serve. The first request may be answered when the first of them does."""
+        assert until(lambda: len(self.pids()) == count, timeout), self.workers()
+        return self.pids()
 
     def supervisor(self):
         (pid,) = [pid for pid, role in supervision(self.server.log.path) if role == "supervisor"]
