@@ -40,6 +40,7 @@ codes! {
     LoadTimeout = 308 "the application is still being loaded";
     PythonUnavailable = 309 "Python is not running in this process";
     NotOfGroup = 310 "the process group does not have the application";
+    GroupUnavailable = 311 "no process of the process group is free in time";
     Raised = 401 "the application raised before its response began";
     RaisedLate = 402 "the application raised after its response began";
     BlockType = 403 "the application returned something that is not bytes";
@@ -52,6 +53,8 @@ codes! {
     Retired = 410 "the request was given up because its server process had to end";
     TimedOut = 411 "the request took longer than allowed";
     Stuck = 412 "the worker process does not go on";
+    GroupBusy = 413 "too many requests wait for the process group";
+    ProcessEnded = 414 "a worker process ended while it had a request";
     ClientGone = 501 "the client closed the connection";
     Panic = 901 "a fault in Highball itself";
 }

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use highball::group::client::{Link, LinkError, Said, Settings, choose, most_outstanding, socket_path};
+use highball::group::client::{self, Link, LinkError, Refusal, Said, Settings, choose, most_outstanding, socket_path};
 use highball::group::message::Ending;
 use highball::log::Level;
 use highball::worker::relay::Message;
@@ -29,6 +29,8 @@ pub struct Groups {
     write: Event,
     /// While requests wait.
     timer: Event,
+    /// While workers take nothing of what is sent to them.
+    stuck: Event,
 }
 
 pub struct Group {
@@ -70,6 +72,7 @@ impl Groups {
             unwritten: RefCell::default(),
             write: Event::new(wake, log, on_write_all),
             timer: Event::new(wake, log, on_timer),
+            stuck: Event::new(wake, log, on_stuck),
         };
         groups.update(settings);
         groups
@@ -95,19 +98,16 @@ impl Groups {
         if waiting > group.settings.queue_size {
             let refused = group.queue.borrow_mut().pop_back();
             if let Some(refused) = refused {
-                let text = format!("{} requests wait already (queue-size)", waiting - 1);
-                self.refuse(process, &refused.stream, 503, &text);
+                self.refuse(process, &refused.stream, Refusal::QueueFull);
             }
         }
     }
 
-    fn refuse(&self, process: &Process, stream: &Stream, status: u16, text: &str) {
-        let name = &stream.group.settings.name;
-        let text =
-            format!("the process group \"{name}\" did not take the request: {text}; the client got status {status}");
+    fn refuse(&self, process: &Process, stream: &Stream, refusal: Refusal) {
         stream.queued.set(false);
-        process.log_of(stream.key, Level::Error, &text, &stream.request);
-        process.refuse(stream.key, status);
+        let report = refusal.report(&stream.group.settings);
+        process.log_of(stream.key, Level::Error, &report.to_string(), &stream.request);
+        process.refuse(stream.key, refusal.status());
     }
 
     /// Gives waiting requests to workers that have room.
@@ -119,12 +119,12 @@ impl Groups {
                 group.queue.borrow_mut().pop_front();
                 continue;
             }
-            let counts: Vec<Option<usize>> = group.slots.borrow().iter().map(Slot::outstanding).collect();
-            let ready = |slot: usize| counts.get(slot).copied().flatten().is_some();
-            let outstanding = counts.iter().map(|count| count.unwrap_or_default());
-            let chosen = choose(outstanding, most, group.turn.get(), ready);
-            let wired = chosen.and_then(|slot| group.slots.borrow().get(slot).and_then(|slot| slot.wired.clone()));
-            let Some(wired) = wired else { break };
+            let chosen = {
+                let slots = group.slots.borrow();
+                let outstanding = |slot| slots.get(slot).and_then(Slot::outstanding);
+                choose(slots.len(), most, group.turn.get(), outstanding).and_then(|slot| slots.get(slot)?.wired.clone())
+            };
+            let Some(wired) = chosen else { break };
             group.turn.set(wired.slot + 1);
             group.queue.borrow_mut().pop_front();
             stream.queued.set(false);
@@ -222,10 +222,11 @@ impl Groups {
         let flushed = wired.link.borrow_mut().flush();
         match flushed {
             Ok(true) => {}
-            // SAFETY: the connection is watched as long as the link is kept.
-            Ok(false) => unsafe {
-                ffi::ngx_handle_write_event((*wired.connection.as_ptr()).write, 0);
-            },
+            Ok(false) => {
+                self.stuck.arm(LONG_RETRY);
+                // SAFETY: the connection is watched as long as the link is kept.
+                unsafe { ffi::ngx_handle_write_event((*wired.connection.as_ptr()).write, 0) };
+            }
             Err(error) => self.broken(process, wired, &error.into()),
         }
     }
@@ -304,12 +305,10 @@ impl Groups {
 
     /// The link is closed on the other side, or of no use any more.
     fn broken(&self, process: &Process, wired: &Rc<Wired>, error: &LinkError) {
-        let name = &wired.group.settings.name;
-        if let LinkError::Version(_) | LinkError::Violation(_) = error {
-            log::process(
-                Level::Error,
-                &format!("the connection to a process of the group \"{name}\" was closed: {error}"),
-            );
+        let settings = &wired.group.settings;
+        let of_its_own = !matches!(error, LinkError::Socket(_));
+        if of_its_own {
+            log::process(Level::Error, &client::closed(settings, error));
         }
         self.part(wired);
         let streams = wired.streams.take();
@@ -322,14 +321,13 @@ impl Groups {
             } else if untouched && process.rewind(stream.key) && stream.upload.borrow_mut().rewind() {
                 again.push(stream);
             } else {
-                let text = format!("a process of the group \"{name}\" ended while it had this request");
-                process.log_of(stream.key, Level::Error, &text, &stream.request);
+                process.log_of(stream.key, Level::Error, &client::ended(settings).to_string(), &stream.request);
                 process.refuse(stream.key, 502);
             }
         }
         self.close(wired);
         if let Some(slot) = wired.group.slots.borrow_mut().get_mut(wired.slot)
-            && matches!(error, LinkError::Version(_) | LinkError::Violation(_))
+            && of_its_own
         {
             slot.down_until = Some(Instant::now() + LONG_RETRY);
         }
@@ -368,8 +366,7 @@ impl Groups {
                 };
                 let Some(late) = late else { break };
                 if !late.stream.gone.get() {
-                    let text = format!("no process was free within {:?} (queue-timeout)", group.settings.queue_timeout);
-                    self.refuse(process, &late.stream, 504, &text);
+                    self.refuse(process, &late.stream, Refusal::TooLate);
                 }
             }
             self.dispatch_if_any(&group);
@@ -377,6 +374,21 @@ impl Groups {
         }
         if waits {
             self.timer.arm(RETRY);
+        }
+    }
+
+    /// Again and again while workers take nothing.
+    fn on_stuck(&self, process: &Process) {
+        let full: Vec<Rc<Wired>> =
+            self.links.borrow().values().filter(|wired| wired.link.borrow().is_full()).cloned().collect();
+        for wired in full {
+            let timeout = wired.group.settings.socket_timeout;
+            let patience = wired.link.borrow().patience(timeout);
+            match patience {
+                Some(Duration::ZERO) => self.broken(process, &wired, &LinkError::Stuck(timeout)),
+                Some(patience) => self.stuck.arm(patience.clamp(RETRY, LONG_RETRY)),
+                None => {}
+            }
         }
     }
 
@@ -431,6 +443,12 @@ called_by_nginx! {
     fn on_timer(_event: *mut ngx_event_t) -> (), (); {
         if let Some(process) = Process::current() {
             process.groups.on_timer(process);
+        }
+    }
+
+    fn on_stuck(_event: *mut ngx_event_t) -> (), (); {
+        if let Some(process) = Process::current() {
+            process.groups.on_stuck(process);
         }
     }
 }

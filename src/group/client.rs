@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::message::Key;
 use super::state::Application;
+use crate::error::{Code, Report};
 
 /// What a server process knows of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Settings {
     pub threads: u32,
     pub queue_size: usize,
     pub queue_timeout: Duration,
+    /// How long a worker may take nothing of what is sent to it.
+    pub socket_timeout: Duration,
     /// Where the sockets are.
     pub directory: PathBuf,
     pub key: Key,
@@ -38,34 +41,75 @@ pub fn most_outstanding(threads: u32) -> usize {
     threads as usize * 2
 }
 
-/// The next worker to ask: the one with the fewest requests of this process, among those that `may` take one. Ties go
-/// round, from `turn` on.
-pub fn choose(
-    outstanding: impl Iterator<Item = usize> + Clone,
-    most: usize,
-    turn: usize,
-    may: impl Fn(usize) -> bool,
-) -> Option<usize> {
-    let count = outstanding.clone().count().max(1);
-    let distance = |slot: usize| (slot + count - turn % count) % count;
-    outstanding
-        .enumerate()
-        .filter(|(slot, outstanding)| *outstanding < most && may(*slot))
-        .min_by_key(|(slot, outstanding)| (*outstanding, distance(*slot)))
-        .map(|(slot, _)| slot)
+/// The next of so many workers to ask: the one with the fewest requests of this process, among those that may take one
+/// (`outstanding`: how many it has). Ties go round, from `turn` on.
+pub fn choose(workers: usize, most: usize, turn: usize, outstanding: impl Fn(usize) -> Option<usize>) -> Option<usize> {
+    let round = (0..workers).map(|distance| (turn % workers + distance) % workers);
+    let free = round.filter_map(|slot| Some((slot, outstanding(slot).filter(|count| *count < most)?)));
+    free.min_by_key(|(_, count)| *count).map(|(slot, _)| slot)
+}
+
+/// Why a group does not take a request.
+#[derive(Debug, Clone, Copy)]
+pub enum Refusal {
+    QueueFull,
+    TooLate,
+}
+
+impl Refusal {
+    /// What the client gets.
+    pub fn status(self) -> u16 {
+        match self {
+            Refusal::QueueFull => 503,
+            Refusal::TooLate => 504,
+        }
+    }
+
+    pub fn report(self, group: &Settings) -> Report {
+        let refused = format!("the process group \"{}\" did not take the request: ", group.name);
+        match self {
+            Refusal::QueueFull => {
+                let cause =
+                    format!("{refused}{} wait already (queue-size); the client got status 503", group.queue_size);
+                Report::new(Code::GroupBusy, cause).remedy("give it more processes or threads, or a longer queue")
+            }
+            Refusal::TooLate => {
+                let cause = format!(
+                    "{refused}no process was free within {:?} (queue-timeout); the client got status 504",
+                    group.queue_timeout
+                );
+                Report::new(Code::GroupUnavailable, cause)
+                    .remedy("`highball status` shows what its processes do, and the records above why none has started")
+            }
+        }
+    }
+}
+
+/// The record of a link that a server process has closed.
+pub fn closed(group: &Settings, error: &LinkError) -> String {
+    format!("the connection to a process of the group \"{}\" was closed: {error}", group.name)
+}
+
+/// A worker is gone, and with it a request that had begun.
+pub fn ended(group: &Settings) -> Report {
+    let cause = format!(
+        "a process of the group \"{}\" ended while it had this request; the client got status 502 or a cut response",
+        group.name
+    );
+    Report::new(Code::ProcessEnded, cause).remedy("a record of the group says how the process ended")
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     fn the_least_busy_worker_is_asked_and_ties_go_round() {
-        let choose = |counts: &[usize], turn| super::choose(counts.iter().copied(), 4, turn, |_| true);
+        let choose = |counts: &[usize], turn| super::choose(counts.len(), 4, turn, |slot| counts.get(slot).copied());
         assert_eq!(choose(&[2, 1, 3], 0), Some(1));
         assert_eq!(choose(&[1, 1, 1], 0), Some(0));
         assert_eq!(choose(&[1, 1, 1], 1), Some(1));
         assert_eq!(choose(&[1, 1, 1], 5), Some(2));
         assert_eq!(choose(&[4, 4], 0), None);
         assert_eq!(choose(&[], 0), None);
-        assert_eq!(super::choose([0, 0].into_iter(), 4, 0, |slot| slot == 1), Some(1));
+        assert_eq!(super::choose(2, 4, 0, |slot| (slot == 1).then_some(0)), Some(1));
     }
 }

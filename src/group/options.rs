@@ -109,7 +109,12 @@ pub static OPTIONS: &[DaemonOption] = &[
         "So long the exception that is raised then in its thread has to end it; after that the process is replaced.",
     ),
     taken("deadlock-timeout", "time", "300s", "A process whose interpreter is held so long is ended and replaced."),
-    taken("socket-timeout", "time", "60s", "So long a server process and a worker wait for each other's bytes."),
+    taken(
+        "socket-timeout",
+        "time",
+        "60s",
+        "A process that takes nothing of what a server process sends it for so long is given up by it: requests that had begun get status 502. How long an answer may take is request-timeout.",
+    ),
     taken("graceful-timeout", "time", "15s", "So long a process that is replaced has for the requests it runs."),
     taken(
         "shutdown-timeout",

@@ -76,6 +76,11 @@ impl Batch {
         self.sent == self.bytes.len()
     }
 
+    /// Bytes that nobody has taken yet.
+    pub fn waiting(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(KEPT);
@@ -99,10 +104,22 @@ impl Batch {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.forget_sent();
+                    return Err(error);
+                }
             }
         }
         Ok(())
+    }
+
+    /// A socket that is never empty must not make this grow for ever.
+    fn forget_sent(&mut self) {
+        if self.sent >= KEPT {
+            self.bytes.drain(..self.sent);
+            self.files.iter_mut().for_each(|(at, _)| *at -= self.sent);
+            self.sent = 0;
+        }
     }
 }
 
@@ -136,7 +153,7 @@ impl Outgoing {
     /// Bytes that nobody has taken yet.
     pub fn waiting(&self) -> usize {
         let state = self.lock();
-        state.pending.bytes.len() + state.current.bytes.len() - state.current.sent
+        state.pending.waiting() + state.current.waiting()
     }
 
     /// Writes what there is, unless the socket is full or another thread is at it.

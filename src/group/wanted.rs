@@ -109,10 +109,8 @@ impl Wanted {
             processes: declared.group.processes,
             threads: declared.group.threads,
             queue_size: declared.queue_size,
-            queue_timeout: match declared.group.queue_timeout {
-                0 => FOREVER,
-                time => Duration::from_millis(time),
-            },
+            queue_timeout: some_time(declared.group.queue_timeout),
+            socket_timeout: some_time(declared.group.socket_timeout),
             directory: directory.into(),
             key: key(secret, &declared.name),
             listed: declared.group.applications.iter().map(|one| (one.clone(), one.identifier())).collect(),
@@ -131,6 +129,11 @@ pub fn answerer(listed: &HashMap<Application, u64>, target: Target, script_reloa
         Some(identifier) => Answerer::Listed(*identifier),
         None => Answerer::Script { target, script_reloading },
     }
+}
+
+/// Of milliseconds; 0 is no limit.
+fn some_time(milliseconds: u64) -> Duration {
+    if milliseconds == 0 { FOREVER } else { Duration::from_millis(milliseconds) }
 }
 
 const FOREVER: Duration = Duration::from_secs(365 * 86_400);

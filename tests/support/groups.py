@@ -1,27 +1,20 @@
 """What serves process groups beside a server: supervisor, minder and workers, found and asked."""
 
 import json
-import os
 import subprocess
 
 from support.client import until
+from support.processes import all_processes
 from support.stage import COMMAND
 
 
 def supervision(log):
     """Pids of supervisors and minders that write to this log: a list of (pid, role)."""
     found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            command = open(f"/proc/{pid}/cmdline", "rb").read().split(b"\0")
-            if b"supervise" not in command:
-                continue
-            files = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-        except OSError:
-            continue
-        if str(log) in files:
-            role = command[command.index(b"supervise") + 1].decode().removeprefix("--")
-            found.append((int(pid), "minder" if role == "next-minder" else role))
+    for process in all_processes():
+        role = process.command.partition("supervise --")[2]
+        if role and str(log) in process.descriptors.values():
+            found.append((process.pid, role.removeprefix("next-")))
     return found
 
 

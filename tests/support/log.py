@@ -56,6 +56,8 @@ def parse(text, pattern):
 ROUTINE = re.compile(
     r"a client request body is buffered to a temporary file|an upstream response is buffered"
     r"|AH00(?:161|484): server reached MaxRequestWorkers"
+    # A connection that becomes idle while httpd's process is taking itself down.
+    r"|AH03093: process_socket: apr_pollset_add failure for keep alive"
 )
 
 

@@ -59,6 +59,12 @@ class Process:
         return self._status("Uid")
 
 
+def alive(pid):
+    """Whether it runs: neither gone nor a zombie."""
+    process = process_of(pid)
+    return process is not None and not process.zombie
+
+
 def all_processes():
     found = []
     for entry in os.listdir("/proc"):

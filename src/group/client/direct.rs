@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{Link, LinkError, Said, Settings, choose, most_outstanding, socket_path};
+use super::{Link, LinkError, Refusal, Said, Settings, choose, most_outstanding, socket_path};
 use crate::exchange::{Block, BodyError, ClientGone, Exchange, Outcome};
 use crate::group::message::Ending;
 use crate::group::request::Answerer;
@@ -71,12 +71,6 @@ struct Lease {
     link: Link,
 }
 
-/// Why no worker takes a request.
-enum Refused {
-    QueueFull,
-    TooLate,
-}
-
 /// How one worker ended its part.
 enum Attempt {
     Done,
@@ -121,33 +115,18 @@ impl Group {
         loop {
             let mut lease = match self.acquire(deadline) {
                 Ok(lease) => lease,
-                Err(refused) => {
-                    let (status, text) = match refused {
-                        Refused::QueueFull => {
-                            (503, format!("{} requests wait already (queue-size)", self.settings.queue_size))
-                        }
-                        Refused::TooLate => (
-                            504,
-                            format!("no process was free within {:?} (queue-timeout)", self.settings.queue_timeout),
-                        ),
-                    };
-                    let name = &self.settings.name;
-                    let text = format!(
-                        "the process group \"{name}\" did not take the request: {text}; the client got status {status}"
-                    );
-                    client.log(Level::Error, &text);
-                    return client.refuse(status);
+                Err(refusal) => {
+                    client.log(Level::Error, &refusal.report(&self.settings).to_string());
+                    return client.refuse(refusal.status());
                 }
             };
-            let attempt = attempt(&mut lease.link, client, answerer, &mut upload);
+            let attempt = self.attempt(&mut lease.link, client, answerer, &mut upload);
             self.release(lease, matches!(attempt, Attempt::Done));
             match attempt {
                 Attempt::Done | Attempt::Gone => return,
                 Attempt::Died { again: true } => {}
                 Attempt::Died { again: false } => {
-                    let name = &self.settings.name;
-                    let text = format!("a process of the group \"{name}\" ended while it had this request");
-                    client.log(Level::Error, &text);
+                    client.log(Level::Error, &super::ended(&self.settings).to_string());
                     return client.refuse(502);
                 }
             }
@@ -155,17 +134,16 @@ impl Group {
     }
 
     /// A link to the least busy worker; waits for one.
-    fn acquire(&self, deadline: Instant) -> Result<Lease, Refused> {
+    fn acquire(&self, deadline: Instant) -> Result<Lease, Refusal> {
         let most = most_outstanding(self.settings.threads);
         let mut state = self.lock();
         let mut queued = false;
         loop {
             let now = Instant::now();
-            let reachable = |slot: usize| {
-                state.slots.get(slot).is_some_and(|slot| slot.down_until.is_none_or(|until| until <= now))
-            };
-            let counts: Vec<usize> = state.slots.iter().map(|slot| slot.outstanding).collect();
-            let chosen = choose(counts.iter().copied(), most, state.turn, reachable);
+            let chosen = choose(state.slots.len(), most, state.turn, |slot| {
+                let slot = state.slots.get(slot)?;
+                slot.down_until.is_none_or(|until| until <= now).then_some(slot.outstanding)
+            });
             if let Some(number) = chosen
                 && let Some(slot) = state.slots.get_mut(number)
             {
@@ -193,11 +171,11 @@ impl Group {
             }
             if now >= deadline {
                 state.waiting -= usize::from(queued);
-                return Err(Refused::TooLate);
+                return Err(Refusal::TooLate);
             }
             if !queued {
                 if state.waiting >= self.settings.queue_size {
-                    return Err(Refused::QueueFull);
+                    return Err(Refusal::QueueFull);
                 }
                 state.waiting += 1;
                 queued = true;
@@ -305,25 +283,24 @@ impl Group {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-fn attempt(link: &mut Link, client: &mut dyn Client, answerer: &Answerer, upload: &mut Upload) -> Attempt {
-    let stream = link.open(answerer, client.request(), upload.has_body);
-    let mut passing = Passing { link, stream, client, upload, begun: false, gone: None };
-    match passing.run() {
-        Ok(()) => Attempt::Done,
-        Err(_) if passing.gone.is_some() => {
-            passing.client.finish(Outcome::ClientGone);
-            Attempt::Gone
-        }
-        Err(error) => {
-            if let LinkError::Version(_) | LinkError::Violation(_) = error {
-                passing
-                    .client
-                    .log(Level::Error, &format!("the connection to a process of the group was closed: {error}"));
+    fn attempt(&self, link: &mut Link, client: &mut dyn Client, answerer: &Answerer, upload: &mut Upload) -> Attempt {
+        let stream = link.open(answerer, client.request(), upload.has_body);
+        let socket_timeout = self.settings.socket_timeout;
+        let mut passing = Passing { link, stream, client, upload, socket_timeout, begun: false, gone: None };
+        match passing.run() {
+            Ok(()) => Attempt::Done,
+            Err(_) if passing.gone.is_some() => {
+                passing.client.finish(Outcome::ClientGone);
+                Attempt::Gone
             }
-            let again = !passing.begun && passing.upload.sent.is_some() && !passing.link.has_begun(stream);
-            Attempt::Died { again }
+            Err(error) => {
+                if !matches!(error, LinkError::Socket(_)) {
+                    passing.client.log(Level::Error, &super::closed(&self.settings, &error));
+                }
+                let again = !passing.begun && passing.upload.sent.is_some() && !passing.link.has_begun(stream);
+                Attempt::Died { again }
+            }
         }
     }
 }
@@ -334,6 +311,7 @@ struct Passing<'a> {
     stream: u32,
     client: &'a mut dyn Client,
     upload: &'a mut Upload,
+    socket_timeout: Duration,
     /// Something has left for the client.
     begun: bool,
     /// Since when the client is known to have left.
@@ -368,11 +346,16 @@ impl Passing<'_> {
                 None if waits_for_client => self.client.patience(),
                 None => FOREVER,
             };
+            let worker_patience = self.link.patience(self.socket_timeout);
+            let longest = worker_patience.map_or(longest, |patience| patience.min(longest));
             let events = if self.link.is_full() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let client_events = if wants_body { PollFlags::IN } else { PollFlags::empty() };
             let socket = self.client.socket().filter(|_| self.gone.is_none()).map(|socket| (socket, client_events));
             let (link_ready, client_ready) = wait((self.link.socket()?, events), socket, longest)?;
             if link_ready.is_empty() && client_ready.is_empty() {
+                if worker_patience.is_some_and(|patience| patience <= longest) {
+                    return Err(LinkError::Stuck(self.socket_timeout));
+                }
                 if self.gone.is_some() {
                     // The application has not noticed yet, and this thread is needed.
                     return Err(io::Error::from(io::ErrorKind::TimedOut).into());

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -24,8 +25,8 @@ pub struct Link {
     /// `None` once it was given up.
     socket: Option<OwnedFd>,
     outgoing: Batch,
-    /// The socket took no more.
-    full: bool,
+    /// Since when the socket has taken nothing of what waits.
+    full: Option<Instant>,
     reader: Reader,
     assembly: Assembly,
     state: Greeting,
@@ -75,6 +76,8 @@ pub enum LinkError {
     Version(u16),
     #[error("it sent {0}")]
     Violation(#[from] Violation),
+    #[error("it has taken nothing for {0:?} (socket-timeout)")]
+    Stuck(Duration),
     #[error("{0}")]
     Socket(#[from] io::Error),
 }
@@ -90,7 +93,7 @@ impl Link {
         let mut link = Link {
             socket: Some(socket),
             outgoing,
-            full: false,
+            full: None,
             reader: Reader::default(),
             assembly: Assembly::default(),
             state: Greeting::Awaited,
@@ -204,18 +207,20 @@ impl Link {
     /// Writes what was said. True: the socket has taken everything.
     pub fn flush(&mut self) -> io::Result<bool> {
         let socket = self.socket.as_ref().ok_or(ErrorKind::NotConnected)?.as_fd();
+        let waited = self.outgoing.waiting();
         let sent = self.outgoing.send(|bytes, file| match &file {
             Some(file) => socket::send(socket, bytes, std::slice::from_ref(file)),
             None => socket::send(socket, bytes, &[]),
         });
-        self.full = false;
         match sent {
             Ok(()) => {
+                self.full = None;
                 self.outgoing.clear();
                 Ok(true)
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                self.full = true;
+                let same = self.full.filter(|_| self.outgoing.waiting() == waited);
+                self.full = same.or_else(|| Some(Instant::now()));
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -224,7 +229,12 @@ impl Link {
 
     /// Whether frames wait for room in the socket.
     pub fn is_full(&self) -> bool {
-        self.full
+        self.full.is_some()
+    }
+
+    /// How long the worker may go on taking nothing; `None` where nothing waits for it.
+    pub fn patience(&self, socket_timeout: Duration) -> Option<Duration> {
+        self.full.map(|since| socket_timeout.saturating_sub(since.elapsed()))
     }
 
     /// Whether frames wait to be written.

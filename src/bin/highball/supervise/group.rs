@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -21,10 +22,7 @@ use super::worker::{Common, Facts, Worker};
 
 pub struct Group {
     pub name: String,
-    pub settings: state::Group,
-    /// Of the settings, and of what else a worker is started with.
-    pub hash: String,
-    pub key_hash: String,
+    pub wish: Rc<Wish>,
     pub generation: u64,
     pub slots: Vec<Slot>,
     /// A new generation on its way.
@@ -55,9 +53,7 @@ pub struct Slot {
 
 pub struct Next {
     workers: Vec<Worker>,
-    settings: state::Group,
-    hash: String,
-    key_hash: String,
+    wish: Rc<Wish>,
     /// Who waits for the outcome.
     clients: Vec<u64>,
 }
@@ -75,18 +71,23 @@ pub struct World<'a> {
 /// What a group should be.
 pub struct Wish {
     pub settings: state::Group,
+    /// Of the settings, and of what else a worker is started with.
     pub hash: String,
     pub key_hash: String,
+}
+
+impl Wish {
+    fn slots(&self) -> Vec<Slot> {
+        (0..self.settings.processes).map(|_| Slot::default()).collect()
+    }
 }
 
 impl Group {
     pub fn new(name: &str, wish: Wish) -> Group {
         Group {
             name: name.into(),
-            slots: (0..wish.settings.processes).map(|_| Slot::default()).collect(),
-            settings: wish.settings,
-            hash: wish.hash,
-            key_hash: wish.key_hash,
+            slots: wish.slots(),
+            wish: wish.into(),
             generation: 1,
             next: None,
             leaving: Vec::new(),
@@ -117,27 +118,23 @@ impl Group {
     /// After workers were adopted: those with other settings than wanted are replaced.
     pub fn settle(&mut self, world: &mut World<'_>) {
         let old =
-            self.slots.iter().filter_map(|slot| slot.worker.as_ref()).any(|worker| worker.facts.hash != self.hash);
+            self.slots.iter().filter_map(|slot| slot.worker.as_ref()).any(|worker| worker.facts.hash != self.wish.hash);
         if old {
-            self.renew(self.wish(), None, world);
+            self.renew(self.wish.clone(), None, world);
         }
-    }
-
-    fn wish(&self) -> Wish {
-        Wish { settings: self.settings.clone(), hash: self.hash.clone(), key_hash: self.key_hash.clone() }
     }
 
     /// Takes over what is wanted now; equal settings leave everything as it is.
     pub fn want(&mut self, wish: Wish, world: &mut World<'_>) {
         self.over = false;
-        let coming = self.next.as_ref().map_or(&self.hash, |next| &next.hash);
-        if *coming != wish.hash {
-            self.renew(wish, None, world);
+        let coming = self.next.as_ref().map_or(&self.wish, |next| &next.wish);
+        if coming.hash != wish.hash {
+            self.renew(wish.into(), None, world);
         }
     }
 
     /// Starts a new generation; where nothing serves, at once in place of what is there.
-    pub fn renew(&mut self, wish: Wish, client: Option<u64>, world: &mut World<'_>) {
+    pub fn renew(&mut self, wish: Rc<Wish>, client: Option<u64>, world: &mut World<'_>) {
         let mut clients: Vec<u64> = client.into_iter().collect();
         if let Some(next) = self.next.take() {
             clients.extend(next.clients);
@@ -151,10 +148,10 @@ impl Group {
             .any(|worker| worker.state == WorkerState::Serving);
         if !serves || self.stopped {
             let old = std::mem::take(&mut self.slots);
-            self.slots = (0..wish.settings.processes).map(|_| Slot::default()).collect();
+            self.slots = wish.slots();
             let workers = old.into_iter().flat_map(|slot| slot.worker.into_iter().chain(slot.replacement)).collect();
             self.dismiss(workers);
-            (self.settings, self.hash, self.key_hash) = (wish.settings, wish.hash, wish.key_hash);
+            self.wish = wish;
             for client in clients {
                 let text = format!("no process of \"{}\" served; new ones are being started", self.name);
                 world.answers.push((client, Answer::done(text)));
@@ -163,7 +160,7 @@ impl Group {
         }
         let mut workers = Vec::new();
         for slot in 0..wish.settings.processes {
-            match self.start(slot, &wish.settings, &wish.hash, &wish.key_hash, None, world) {
+            match self.start(slot, &wish, None, world) {
                 Ok(worker) => workers.push(worker),
                 Err(error) => {
                     self.dismiss(workers);
@@ -171,8 +168,7 @@ impl Group {
                 }
             }
         }
-        let Wish { settings, hash, key_hash } = wish;
-        self.next = Some(Next { workers, settings, hash, key_hash, clients });
+        self.next = Some(Next { workers, wish, clients });
     }
 
     /// New workers that are not needed after all.
@@ -194,9 +190,7 @@ impl Group {
     pub fn start(
         &self,
         slot: u32,
-        settings: &state::Group,
-        hash: &str,
-        key_hash: &str,
+        wish: &Wish,
         listener: Option<OwnedFd>,
         world: &mut World<'_>,
     ) -> io::Result<Worker> {
@@ -208,7 +202,7 @@ impl Group {
         } else {
             PathBuf::from(format!("{}.{incarnation}", place.display()))
         };
-        let mut settings = settings.clone();
+        let mut settings = wish.settings.clone();
         for limit in [&mut settings.maximum_requests, &mut settings.restart_interval, &mut settings.memory_limit] {
             *limit = (*limit as f64 * (0.9 + 0.2 * random())) as u64;
         }
@@ -222,9 +216,9 @@ impl Group {
             leaving: false,
             ready: false,
             settings,
-            hash: hash.into(),
+            hash: wish.hash.clone(),
         };
-        Worker::start(facts, key_hash.into(), listener, &place, &world.common)
+        Worker::start(facts, wish.key_hash.clone(), listener, &place, &world.common)
     }
 
     /// All workers, wherever they stand.
@@ -246,14 +240,14 @@ impl Group {
         self.over && self.workers().next().is_none()
     }
 
+    /// Whether something is on its way.
     pub fn is_restless(&self) -> bool {
-        self.next.is_some()
-            || !self.leaving.is_empty()
-            || self
-                .slots
-                .iter()
-                .any(|slot| slot.worker.as_ref().is_none_or(|worker| worker.state != WorkerState::Serving))
-            || self.slots.iter().any(|slot| slot.replacement.is_some() || slot.retired.is_some())
+        if self.stopped || self.over {
+            return !self.leaving.is_empty();
+        }
+        let serves = |slot: &Slot| slot.worker.as_ref().is_some_and(|worker| worker.state == WorkerState::Serving);
+        let settled = |slot: &Slot| serves(slot) && slot.replacement.is_none() && slot.retired.is_none();
+        self.next.is_some() || !self.leaving.is_empty() || !self.slots.iter().all(settled)
     }
 
     /// What a worker says.
@@ -319,7 +313,7 @@ impl Group {
             if self.next.is_none() {
                 let text = format!("process group \"{}\": {reason}; new processes are started", self.name);
                 world.log.write(LogLevel::Notice, 0, &text, "");
-                self.renew(self.wish(), None, world);
+                self.renew(self.wish.clone(), None, world);
             }
             return;
         }
@@ -336,7 +330,7 @@ impl Group {
             worker.facts.ready = true;
             worker.keep(world.common.minder);
         }
-        let graceful = Duration::from_millis(self.settings.graceful_timeout);
+        let graceful = Duration::from_millis(self.wish.settings.graceful_timeout);
         let is =
             |worker: &Option<Worker>| worker.as_ref().is_some_and(|worker| worker.facts.incarnation == incarnation);
         for (number, slot) in self.slots.iter_mut().enumerate() {
@@ -408,7 +402,7 @@ impl Group {
                 self.leaving.push(old);
             }
         }
-        (self.settings, self.hash, self.key_hash) = (next.settings, next.hash, next.key_hash);
+        self.wish = next.wish;
         self.trouble = None;
         let text = format!("process group \"{}\": {count} new processes serve, the old ones leave", self.name);
         world.log.write(LogLevel::Notice, 0, &text, "");
@@ -504,8 +498,7 @@ impl Group {
                 continue;
             }
             let listener = slot.listener.take();
-            let (settings, hash, key_hash) = (self.settings.clone(), self.hash.clone(), self.key_hash.clone());
-            let started = self.start(number as u32, &settings, &hash, &key_hash, listener, world);
+            let started = self.start(number as u32, &self.wish, listener, world);
             let Some(slot) = self.slots.get_mut(number) else { continue };
             match started {
                 Ok(worker) => slot.worker = Some(worker),
@@ -534,7 +527,7 @@ impl Group {
     }
 
     fn empty(&mut self, server_ends: bool, directory: &Path) {
-        let settings = &self.settings;
+        let settings = &self.wish.settings;
         let within =
             Duration::from_millis(if server_ends { settings.shutdown_timeout } else { settings.graceful_timeout });
         let next = self.next.take().map(|next| next.workers).unwrap_or_default();
@@ -561,7 +554,8 @@ impl Group {
 
     pub fn reload(&mut self, client: u64, world: &mut World<'_>) {
         self.stopped = false;
-        self.renew(self.wish(), Some(client), world);
+        let wish = self.next.as_ref().map_or(&self.wish, |next| &next.wish).clone();
+        self.renew(wish, Some(client), world);
     }
 
     pub fn ask_for_stacks(&self) {

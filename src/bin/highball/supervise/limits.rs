@@ -13,7 +13,7 @@ use super::{death, is_over};
 
 impl Group {
     pub fn end_late_starters(&mut self, world: &World<'_>) {
-        let (name, limit) = (self.name.clone(), self.settings.startup_timeout);
+        let (name, limit) = (self.name.clone(), self.wish.settings.startup_timeout);
         for worker in self.workers_mut() {
             if worker.state == WorkerState::Starting && !worker.killed && !worker.leaving && is_over(worker.deadline) {
                 let pid = worker.facts.pid;
@@ -63,8 +63,7 @@ impl Group {
             let pid = worker.facts.pid;
             let text = format!("a process of the group is replaced ({reason})");
             world.log.write(LogLevel::Notice, pid, &text, &place_of(&self.name, pid));
-            let (settings, hash, key_hash) = (self.settings.clone(), self.hash.clone(), self.key_hash.clone());
-            let started = self.start(number as u32, &settings, &hash, &key_hash, None, world);
+            let started = self.start(number as u32, &self.wish, None, world);
             let Some(slot) = self.slots.get_mut(number) else { continue };
             match started {
                 Ok(replacement) => slot.replacement = Some(replacement),
@@ -80,7 +79,7 @@ impl Group {
 
     /// Once a second.
     pub fn measure(&mut self, log: &Log) {
-        let limited = self.settings.memory_limit > 0 || self.settings.memory_limit_hard > 0;
+        let limited = self.wish.settings.memory_limit > 0 || self.wish.settings.memory_limit_hard > 0;
         for worker in self.workers_mut() {
             if limited {
                 worker.measure();

@@ -1,4 +1,5 @@
 //! The minder: keeps what a supervisor would lose with its life, and starts another.
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,12 +8,11 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::WaitOptions;
+use rustix::process::{Pid, WaitOptions, getpid, set_child_subreaper, waitpid};
 
 use highball::group::launch::{self, LIFE, ORDERS};
-use highball::group::socket;
 
-use super::keep::{self, Kept, Said};
+use super::keep::{self, Kept, Said, Thing};
 use super::{MINDER, wait};
 use crate::signals::Signals;
 
@@ -27,14 +27,13 @@ pub fn mind(orders: OwnedFd, life: OwnedFd, supervisor: OwnedFd, signals: &Signa
     let mut supervisor = supervisor;
     let mut kept: Vec<Kept> = Vec::new();
     let mut started = Instant::now();
-    // Processes that ended while no supervisor could be told.
-    let mut untold = Vec::new();
+    let mut ended = Ended::default();
     loop {
+        ended.reap();
+        ended.tell(&supervisor);
         let supervisors = PollFd::new(&supervisor, PollFlags::IN);
         wait(&mut [supervisors, PollFd::from_borrowed_fd(signals.file(), PollFlags::IN)], None)?;
         while signals.next().is_some() {}
-        untold.extend(reap());
-        untold.retain(|(pid, status)| keep::ended(&supervisor, *pid, *status).is_err());
         while let Some(said) = keep::receive(&supervisor).unwrap_or(Some(Said::End)) {
             match said {
                 Said::Keep(new) => {
@@ -55,6 +54,7 @@ pub fn mind(orders: OwnedFd, life: OwnedFd, supervisor: OwnedFd, signals: &Signa
                         }
                     };
                     started = Instant::now();
+                    ended.told = 0;
                     break;
                 }
             }
@@ -62,16 +62,39 @@ pub fn mind(orders: OwnedFd, life: OwnedFd, supervisor: OwnedFd, signals: &Signa
     }
 }
 
-fn start_supervisor(orders: &OwnedFd, life: &OwnedFd, kept: &[Kept]) -> io::Result<OwnedFd> {
-    let (ours, theirs) = socket::packets()?;
-    spawn("--supervisor", &[(orders.as_fd(), ORDERS), (life.as_fd(), LIFE), (theirs.as_fd(), MINDER)])?;
-    drop(theirs);
-    for one in kept {
-        let files: Vec<BorrowedFd<'_>> = one.files.iter().map(AsFd::as_fd).collect();
-        keep::keep(&ours, &one.name, &one.text, &files)?;
+/// Processes that have ended and were, or have become, this one's children: each supervisor is told of the latest, as the
+/// one before may have died before it listened.
+#[derive(Default)]
+struct Ended {
+    latest: Vec<(u32, i32)>,
+    told: usize,
+}
+
+impl Ended {
+    fn reap(&mut self) {
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            self.latest.push((pid.as_raw_nonzero().get() as u32, status.as_raw()));
+        }
+        let old = self.latest.len().saturating_sub(MOST);
+        self.latest.drain(..old);
+        self.told = self.told.saturating_sub(old);
     }
-    keep::all(&ours)?;
-    Ok(ours)
+
+    fn tell(&mut self, supervisor: &OwnedFd) {
+        for (pid, status) in self.latest.iter().skip(self.told) {
+            if keep::ended(supervisor, *pid, *status).is_err() {
+                break;
+            }
+            self.told += 1;
+        }
+    }
+}
+
+fn start_supervisor(orders: &OwnedFd, life: &OwnedFd, kept: &[Kept]) -> io::Result<OwnedFd> {
+    let things: Vec<Thing<'_>> = kept.iter().map(Kept::thing).collect();
+    keep::hand_over(&things, |theirs| {
+        spawn("--supervisor", &[(orders.as_fd(), ORDERS), (life.as_fd(), LIFE), (theirs.as_fd(), MINDER)])
+    })
 }
 
 /// Starts this command once more, in another role.
@@ -85,31 +108,22 @@ pub fn spawn(role: &str, files: &[(BorrowedFd<'_>, i32)]) -> io::Result<()> {
 }
 
 /// Processes whose parents have ended become this one's.
-pub fn adopt() {
-    // SAFETY: a plain setting of this process.
-    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+pub fn adopt() -> io::Result<()> {
+    Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// Children that have ended, with their status.
-fn reap() -> Vec<(u32, i32)> {
-    let mut ended = Vec::new();
-    while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
-        ended.push((pid.as_raw_nonzero().get() as u32, status.as_raw()));
-    }
-    ended
-}
-
-/// The same in a supervisor, which asks itself how its workers have ended.
+/// In a supervisor, which asks itself how its workers have ended: takes leave of all others.
 pub fn reap_others(workers: &[u32]) {
     let children =
         std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap_or_default();
-    for pid in children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()) {
-        if !workers.contains(&pid) {
-            // SAFETY: a null status is allowed.
-            unsafe { libc::waitpid(pid as libc::pid_t, std::ptr::null_mut(), libc::WNOHANG) };
-        }
+    let pids = children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+    for pid in pids.filter(|pid| !workers.contains(&pid.cast_unsigned())) {
+        waitpid(Pid::from_raw(pid), WaitOptions::NOHANG).ok();
     }
 }
+
+/// How many processes that have ended are remembered.
+const MOST: usize = 256;
 
 /// Before a supervisor is started again that could not be.
 const RETRY: Duration = Duration::from_secs(1);

@@ -54,7 +54,7 @@ pub fn run(role: Role) -> Result<(), Failure> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| wrong(error.into()))?;
     // Whoever signals all processes of a service has the server end, and that is what these wait for.
     let signals = Signals::take()?;
-    minder::adopt();
+    minder::adopt().map_err(wrong)?;
     match role {
         Role::Minder => minder::start(orders, life, &signals).map_err(wrong),
         Role::NextMinder => minder::mind(orders, life, inherited(MINDER).map_err(wrong)?, &signals).map_err(wrong),

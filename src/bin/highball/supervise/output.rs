@@ -46,6 +46,8 @@ impl Output {
                     self.line.extend_from_slice(buffer.get(..read).unwrap_or_default());
                     self.since.get_or_insert_with(Instant::now);
                     let end = self.line.iter().rposition(|byte| *byte == b'\n').map(|end| end + 1);
+                    // What faulthandler writes, it writes piece by piece, and then the process ends.
+                    let end = end.filter(|_| !self.line.starts_with(b"Fatal Python error"));
                     if let Some(end) = end.or_else(|| (self.line.len() > LONGEST).then_some(self.line.len())) {
                         let rest = self.line.split_off(end);
                         let whole = std::mem::replace(&mut self.line, rest);

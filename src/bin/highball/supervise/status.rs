@@ -50,8 +50,8 @@ impl Group {
             "group": self.name,
             "generation": self.generation,
             "stopped": self.stopped,
-            "applications": self.settings.applications.iter().map(|one| one.target.clone()).collect::<Vec<_>>(),
-            "processes": self.settings.processes,
+            "applications": self.wish.settings.applications.iter().map(|one| one.target.clone()).collect::<Vec<_>>(),
+            "processes": self.wish.settings.processes,
             "trouble": self.trouble,
             "workers": workers,
         })

@@ -17,7 +17,7 @@ use highball::group::{launch, socket};
 use super::control::{Answer, Command, Control, Question};
 use super::death::Ended;
 use super::group::{Group, Wish, World};
-use super::keep::{self, Said};
+use super::keep::{self, Said, Thing};
 use super::log::Log;
 use super::worker::{Common, Worker};
 use super::{MINDER, death, directory, is_over, minder, wait};
@@ -124,6 +124,8 @@ impl Supervisor {
                 Some(Said::All) => break,
                 Some(Said::Drop(_) | Said::Over) => {}
                 Some(Said::Ended { pid, status }) => drop(self.ended.insert(pid, status)),
+                // A minder that dies in the middle of it: what has come is all there is.
+                Some(Said::End) if self.state.is_some() => break,
                 Some(Said::End) => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
@@ -346,11 +348,16 @@ impl Supervisor {
     }
 
     fn keep_own(&self) {
-        let own = serde_json::to_vec(&self.own).unwrap_or_default();
-        keep::keep(&self.minder, "own", &own, &[]).ok();
+        self.own_things().iter().for_each(|thing| drop(thing.keep(&self.minder)));
+    }
+
+    fn own_things(&self) -> Vec<Thing<'_>> {
+        let text = serde_json::to_vec(&self.own).unwrap_or_default();
+        let mut things = vec![Thing { name: "own".into(), text, files: Vec::new() }];
         if let (Some(state), Some(log)) = (&self.state, &self.log) {
-            keep::keep(&self.minder, "state", &canonical(state), &[log.file().as_fd()]).ok();
+            things.push(Thing { name: "state".into(), text: canonical(state), files: vec![log.file().as_fd()] });
         }
+        things
     }
 
     /// The minder has died: another is started, and gets everything.
@@ -366,18 +373,13 @@ impl Supervisor {
     }
 
     fn try_to_start_minder(&mut self) -> io::Result<()> {
-        let (ours, theirs) = socket::packets()?;
-        let orders = match &self.orders {
-            Some(orders) => orders.as_fd(),
-            None => self.life.as_fd(),
-        };
-        let files = [(orders, launch::ORDERS), (self.life.as_fd(), launch::LIFE), (theirs.as_fd(), MINDER)];
-        minder::spawn("--next-minder", &files)?;
-        self.minder = ours;
-        self.keep_own();
-        for group in self.groups.values() {
-            group.workers().for_each(|worker| worker.keep(self.minder.as_fd()));
-        }
+        let orders = self.orders.as_ref().map_or(self.life.as_fd(), AsFd::as_fd);
+        let mut things = self.own_things();
+        things.extend(self.groups.values().flat_map(Group::workers).map(Worker::thing));
+        self.minder = keep::hand_over(&things, |theirs| {
+            let files = [(orders, launch::ORDERS), (self.life.as_fd(), launch::LIFE), (theirs.as_fd(), MINDER)];
+            minder::spawn("--next-minder", &files)
+        })?;
         Ok(())
     }
 

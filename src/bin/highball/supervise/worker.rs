@@ -15,7 +15,7 @@ use highball::group::page::{self, Page};
 use highball::group::socket;
 use highball::group::state::{Group, WorkerSettings};
 
-use super::keep::{self, Kept};
+use super::keep::{Kept, Thing};
 use super::output::Output;
 use super::{spawn, time};
 
@@ -158,16 +158,19 @@ impl Worker {
 
     /// Leaves what a later supervisor needs with the minder.
     pub fn keep(&self, minder: BorrowedFd<'_>) {
-        let text = serde_json::to_vec(&self.facts).unwrap_or_default();
-        let files = [
+        // A minder that has died gets everything again.
+        self.thing().keep(minder).ok();
+    }
+
+    pub fn thing(&self) -> Thing<'_> {
+        let files = vec![
             self.control.as_fd(),
             self.listener.as_fd(),
             self.page_file.as_fd(),
             self.output.pipe(),
             self.process.as_fd(),
         ];
-        // A minder that has died gets everything again.
-        keep::keep(minder, &self.name(), &text, &files).ok();
+        Thing { name: self.name(), text: serde_json::to_vec(&self.facts).unwrap_or_default(), files }
     }
 
     pub fn name(&self) -> String {
