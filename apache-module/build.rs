@@ -27,7 +27,7 @@ fn bind(flags: &[String]) {
         // Otherwise OK and the APR statuses are unsigned, and every call needs a cast.
         .default_macro_constant_type(bindgen::MacroTypeVariation::Signed)
         .allowlist_function("ap_.*|apr_.*")
-        .allowlist_type("ap_.*|apr_.*|request_rec|server_rec|conn_rec|command_rec|cmd_parms|module|module_struct|process_rec|core_dir_config")
+        .allowlist_type("ap_.*|apr_.*|request_rec|server_rec|conn_rec|command_rec|cmd_parms|module|module_struct|process_rec|core_dir_config|core_server_config")
         .allowlist_var("apr_bucket_type_.*|ap_bucket_type_.*|ap_graceful_shutdown_timeout|ap_unixd_config")
         .allowlist_var("OK|DECLINED|DONE|SUSPENDED|HTTP_.*|MODULE_MAGIC.*|AP_.*|APR_.*")
         .allowlist_var("OR_.*|RSRC_CONF|ACCESS_CONF|EXEC_ON_READ|APLOG_.*|REQUEST_.*|OPT_.*|NOT_IN_.*|GLOBAL_ONLY|ENABLE_SENDFILE_.*")

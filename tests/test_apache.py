@@ -25,6 +25,15 @@ def application(environ, start_response):
     return [json.dumps([environ["SCRIPT_NAME"], environ["PATH_INFO"], environ["SCRIPT_FILENAME"]]).encode()]
 """
 
+# Answers with the process it runs in.
+WHO = """
+import os
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % os.getpid()]
+"""
+
 
 def not_built():
     source = (TESTS.parent / "src" / "directives.rs").read_text()
@@ -159,6 +168,37 @@ def test_sethandler_runs_scripts_of_any_name(serve):
     assert server.get("/site/anything").body == b"handled"
     assert server.get("/site/missing").status == 404
     server.allow_log("HB0301|AH00128")
+
+
+def test_a_handled_script_runs_in_the_group_of_its_section(serve):
+    script = serve.script("site/app.wsgi", WHO)
+    beside = serve.script("beside/app.wsgi", WHO)
+    section = "Alias /%s %s\n<Directory %s>\nAddHandler wsgi-script .wsgi\nOptions ExecCGI\n%s\n</Directory>\n"
+    server = serve(
+        shared_interpreter=False,
+        apache="WSGIDaemonProcess one\nWSGIDaemonProcess two\n"
+        + section % ("site", script.parent, script.parent, "WSGIProcessGroup one")
+        + section % ("beside", beside.parent, beside.parent, "WSGIProcessGroup two"),
+    )
+    children = {str(process.pid) for process in server.workers()}
+    pids = [server.get(f"/{name}/app.wsgi").body.decode() for name in ("site", "beside", "site")]
+    # Links to workers are kept.
+    server.note_workers()
+    assert pids[0] == pids[2] and pids[0] != pids[1] and not children & set(pids)
+
+
+def test_sections_name_the_groups_of_aliases(serve):
+    """No application group is needed: each has a process of its own."""
+    one, two = serve.script("one/app.wsgi", WHO), serve.script("two/app.wsgi", WHO)
+    server = serve(
+        shared_interpreter=False,
+        apache=f"WSGIDaemonProcess one\nWSGIDaemonProcess two\nWSGIScriptAlias /one {one}\nWSGIScriptAlias /two {two}\n"
+        + "".join(f"<Directory {path.parent}>\nWSGIProcessGroup {name}\nRequire all granted\n</Directory>\n" for name, path in (("one", one), ("two", two))),
+    )
+    children = {str(process.pid) for process in server.workers()}
+    pids = {server.get(f"/{name}").body.decode() for name in ("one", "two")}
+    server.note_workers()
+    assert len(pids) == 2 and not children & pids
 
 
 def test_a_second_handled_script_needs_the_global_group(serve):

@@ -454,11 +454,17 @@ def application(environ, start_response):
 
 
 def other_python():
-    """A Python of another minor version that any user can read."""
-    for path in sorted(Path("/root/.pyenv/versions").glob("3.1*/bin/python3")) if os.access("/root/.pyenv/versions", os.R_OK) else []:
-        version = subprocess.run([path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True).stdout.strip()
-        if version and version != "%d.%d" % sys.version_info[:2] and tuple(map(int, version.split("."))) >= (3, 10):
-            return path.parent.parent, version
+    """The prefix of a Python of another minor version, and that version: on PATH, or one of pyenv's."""
+    found = [Path(path) for minor in range(10, 16) if (path := shutil.which(f"python3.{minor}"))]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found += sorted(pyenv.glob("3.1*/bin/python3")) if os.access(pyenv, os.R_OK) else []
+    for path in found:
+        ask = "import sys; print(sys.base_prefix, '%d.%d' % sys.version_info[:2])"
+        prefix, _, version = subprocess.run([path, "-c", ask], capture_output=True, text=True).stdout.strip().rpartition(" ")
+        other = version and version != "%d.%d" % sys.version_info[:2] and tuple(map(int, version.split("."))) >= (3, 10)
+        # All of a distribution's own would be too much to copy.
+        if other and prefix not in ("/usr", "/usr/local"):
+            return Path(prefix), version
     return None
 
 

@@ -364,6 +364,49 @@ def test_a_process_group_serves_and_leaves_nothing(stage, server):
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+APPLICATION = """
+from words import WORD
+
+def application(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [WORD]
+"""
+
+
+@pytest.mark.parametrize("target", ["app:application", "app.wsgi"])
+@pytest.mark.parametrize("server", ["nginx", "apache"])
+def test_changed_python_files_are_taken_up_once_they_can_serve(stage, server, target):
+    stage.artefact("libhighball_worker.so")
+    site = stage.directory(f"reload-{server}")
+    words = site / "words.py"
+    (site / "app.py").write_text(APPLICATION)
+    (site / "app.wsgi").write_text(APPLICATION)
+    words.write_text("WORD = b'one'\n")
+    target = str(site / target) if target.endswith(".wsgi") else target
+    run = Run(stage, server, target, "--reload", chdir=site)
+    try:
+        run.ready()
+        assert run.get().body == b"one"
+        words.write_text("WORD = b'second'\n")
+        answers = set()
+        assert until(lambda: answers.add(run.get().body) or b"second" in answers, 15), run.said()
+        assert answers <= {b"one", b"second"}
+        assert f"{words} has changed" in run.said() and until(lambda: "the new code serves" in run.said())
+        words.write_text("import nothing_of_that_name\n")
+        assert until(lambda: "the old code goes on serving" in run.said(), 15), run.said()
+        assert "nothing_of_that_name" in run.said() and run.get().body == b"second"
+        (site / "new").mkdir()
+        words.write_text("from new.inner import WORD\n")
+        (site / "new" / "inner.py").write_text("WORD = b'repaired'\n")
+        assert until(lambda: run.get().body == b"repaired", 15), run.said()
+    finally:
+        assert run.end() == 0, run.said()
+
+
+def test_reload_needs_a_process_group(run):
+    refused(run("hello:application", "--reload", "--mode", "embedded"), "--reload", "--mode group")
+
+
 @pytest.mark.parametrize("server", ["nginx", "apache"])
 def test_an_application_that_a_process_group_cannot_load_is_told(stage, server):
     stage.artefact("libhighball_worker.so")

@@ -93,6 +93,11 @@ impl Line {
             Id::ProcessGroup => {
                 let group = self.process_group(word)?;
                 directory.process_group = self.pool.string(group.as_bytes());
+                if self.in_section() {
+                    let server = self.server()?;
+                    server.group_in_section = true;
+                    server.grouped_sections.extend(self.directory_section());
+                }
             }
             Id::SocketPrefix => self.server()?.socket_prefix = Some(self.relative(word)?),
             Id::ScriptReloading => directory.script_reloading = Some(flag()?),
@@ -245,6 +250,13 @@ impl Line {
     fn in_section(&self) -> bool {
         // SAFETY: httpd's, for the time of this call.
         !unsafe { (*self.command).path }.is_null()
+    }
+
+    /// The directory whose `<Directory>` the line stands in.
+    fn directory_section(&self) -> Option<PathBuf> {
+        // SAFETY: httpd's, for the time of this call.
+        let (path, section) = unsafe { ((*self.command).path, (*self.command).directive.as_ref()?.parent.as_ref()?) };
+        text(section.directive).eq_ignore_ascii_case(b"<Directory").then(|| OsStr::from_bytes(text(path)).into())
     }
 
     fn wrong(&self, value: &str, remedy: &str) -> Report {

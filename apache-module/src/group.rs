@@ -48,7 +48,18 @@ pub fn wanted(server: *mut server_rec) -> Wanted {
             wanted.declare("WSGIDaemonProcess", declared.clone()).ok();
         }
     }
+    let names: Vec<String> = wanted.names().map(str::to_string).collect();
+    // A section may send its requests to any group.
+    let add_scripts = |wanted: &mut Wanted, place: &Path| {
+        names.iter().for_each(|name| wanted.add_scripts(name, place));
+    };
     for host in servers(server) {
+        // What a handler maps lies there.
+        if let Some(root) = ffi::document_root(host) {
+            add_scripts(&mut wanted, process::path(root));
+        }
+        let sections = ServerSettings::of(host).map_or(&[][..], |settings| settings.grouped_sections.as_slice());
+        sections.iter().for_each(|section| add_scripts(&mut wanted, section));
         let settings = DirectorySettings::of_server(host);
         let aliases = ServerSettings::of(host).map_or(&[][..], |settings| settings.aliases.as_slice());
         for alias in aliases {
@@ -59,10 +70,7 @@ pub fn wanted(server: *mut server_rec) -> Wanted {
             {
                 wanted.add_application(group, application(alias, &settings));
             }
-            // A section may send its requests to any group.
-            let names: Vec<String> = wanted.names().map(str::to_string).collect();
-            let place = fixed_part(path);
-            names.iter().for_each(|name| wanted.add_scripts(name, &place));
+            add_scripts(&mut wanted, &fixed_part(path));
         }
     }
     wanted

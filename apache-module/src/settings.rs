@@ -15,7 +15,7 @@ use crate::module;
 pub struct ServerSettings {
     /// In the order of the search: this server's, then the main server's.
     pub aliases: Vec<Alias>,
-    /// A section somewhere names the global group: what it covers shows only with a request.
+    /// A section somewhere names a group of applications or of processes: what it covers shows only with a request.
     pub group_in_section: bool,
     pub home: Option<PathBuf>,
     pub path: Vec<PathBuf>,
@@ -24,6 +24,8 @@ pub struct ServerSettings {
     pub groups: Vec<Declared>,
     /// Groups that directives of this server name, with their names.
     pub named_groups: Vec<(String, String)>,
+    /// Directories whose sections name a group.
+    pub grouped_sections: Vec<PathBuf>,
     pub socket_prefix: Option<PathBuf>,
 }
 
@@ -123,6 +125,7 @@ entry! {
         let mut merged = base.clone();
         merged.aliases = [added.aliases.as_slice(), base.aliases.as_slice()].concat();
         merged.group_in_section |= added.group_in_section;
+        merged.grouped_sections.extend_from_slice(&added.grouped_sections);
         merged.groups.clone_from(&added.groups);
         merged.named_groups.clone_from(&added.named_groups);
         Pool::new(pool).keep(merged).cast()

@@ -136,6 +136,13 @@ pub fn c_string(text: &str) -> CString {
     CString::new(text.replace('\0', "\\0")).unwrap_or_default()
 }
 
+/// The directory of the files that no alias maps.
+pub fn document_root<'a>(server: *mut server_rec) -> Option<&'a [u8]> {
+    // SAFETY: every server has a configuration of the core's.
+    let core = unsafe { ap_get_core_module_config((*server).module_config).cast::<core_server_config>().as_ref() };
+    some_text(core?.ap_document_root)
+}
+
 /// The virtual hosts' configurations, main server first.
 pub fn servers(first: *mut server_rec) -> impl Iterator<Item = *mut server_rec> {
     std::iter::successors((!first.is_null()).then_some(first), |server| {

@@ -141,6 +141,8 @@ fn configuration(site: &Site, directory: &Path, modules: &Path, script: &Path, c
             group = GROUP;
             line(format_args!("WSGIDaemonProcess {GROUP} {}", site.group_options()));
             line(format_args!("WSGISocketPrefix \"{}/{SOCKETS}\"", directory.display()));
+            // All files are watched: the script is not to be taken up twice.
+            line(format_args!("WSGIScriptReloading {}", if site.reload { "Off" } else { "On" }));
         }
     }
     line(format_args!("WSGIPassAuthorization On\nWSGIChunkedRequest On"));

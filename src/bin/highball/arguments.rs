@@ -87,8 +87,12 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t = ServerKind::Nginx)]
     pub server: ServerKind,
     /// Where Python runs: inside the server's own processes, or in a process group of its own.
-    #[arg(long, value_enum, default_value_t = Mode::Embedded)]
-    pub mode: Mode,
+    /// [default: embedded; with --reload, group]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
+    /// Start new processes when a Python file below --chdir changes; the old ones serve until the new ones can.
+    #[arg(long)]
+    pub reload: bool,
     /// Worker processes, each with the application.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=512))]
     pub processes: u16,

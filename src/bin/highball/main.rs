@@ -21,6 +21,7 @@ mod signals;
 mod site;
 mod startup;
 mod supervise;
+mod watch;
 
 use std::process::ExitCode;
 

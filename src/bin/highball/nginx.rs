@@ -108,6 +108,8 @@ fn configuration(site: &Site, directory: &Path, temporary: &[&str]) -> String {
             line(format_args!("    wsgi_daemon_process {GROUP} {};", site.group_options()));
             line(format_args!("    wsgi_process_group {GROUP};"));
             line(format_args!("    wsgi_socket_prefix \"{here}/{SOCKETS}\";"));
+            // All files are watched: the script is not to be taken up twice.
+            line(format_args!("    wsgi_script_reloading {};", if site.reload { "off" } else { "on" }));
         }
     }
     line(format_args!("    server {{"));

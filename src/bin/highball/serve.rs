@@ -14,6 +14,7 @@ use crate::process::{self, Process};
 use crate::signals::Signals;
 use crate::site::Site;
 use crate::startup::{Startup, Told};
+use crate::watch::{self, Watch};
 
 pub fn serve(site: &Site) -> Result<(), Failure> {
     let signals = Signals::take()?;
@@ -129,8 +130,13 @@ impl Run<'_> {
 
     /// Until somebody says stop, or the server dies.
     fn run(&mut self) -> Result<(), Failure> {
+        let mut watch = self.site.reload.then(|| Watch::new(self.site));
+        let longest = if watch.is_some() { watch::MOMENT } else { Duration::from_secs(60) };
         loop {
-            self.wait(if self.stops > 0 { Duration::ZERO } else { Duration::from_secs(60) });
+            self.wait(if self.stops > 0 { Duration::ZERO } else { longest });
+            if let Some(watch) = &mut watch {
+                watch.look(self.directory);
+            }
             if self.stops > 0 {
                 return Ok(());
             }

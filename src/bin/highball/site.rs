@@ -25,6 +25,8 @@ pub struct Site {
     pub module: PathBuf,
     pub user: Option<User>,
     pub mode: Mode,
+    /// Changed Python files are taken up.
+    pub reload: bool,
     pub processes: u16,
     pub threads: u16,
     /// Without a slash at its end; `None` is the root.
@@ -75,7 +77,8 @@ impl Site {
             program,
             module,
             user,
-            mode: run.mode,
+            mode: mode(run.mode, run.reload)?,
+            reload: run.reload,
             processes: run.processes,
             threads: run.threads,
             mount,
@@ -130,6 +133,18 @@ impl Static {
         open_to(user, &directory)?;
         writable_in_a_configuration(&directory)?;
         Ok(Static { path, directory })
+    }
+}
+
+fn mode(asked: Option<Mode>, reload: bool) -> Result<Mode, Failure> {
+    match (asked, reload) {
+        (Some(Mode::Embedded), true) => Err(Failure::new(
+            "--reload replaces the application's processes, and with --mode embedded they are the server's own",
+            "write --mode group, or leave one of the two out",
+        )),
+        (Some(mode), _) => Ok(mode),
+        (None, true) => Ok(Mode::Group),
+        (None, false) => Ok(Mode::Embedded),
     }
 }
 
