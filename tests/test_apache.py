@@ -8,7 +8,7 @@ import pytest
 
 from support.client import until
 from support.server import Mount
-from support.stage import TESTS
+from support.stage import COMMAND, TESTS
 
 pytestmark = pytest.mark.only("apache")
 
@@ -170,6 +170,13 @@ def test_sethandler_runs_scripts_of_any_name(serve):
     server.allow_log("HB0301|AH00128")
 
 
+@pytest.fixture
+def workers(stage):
+    """What process groups need beside the module."""
+    stage.artefact(COMMAND), stage.artefact("libhighball_worker.so")
+
+
+@pytest.mark.usefixtures("workers")
 def test_a_handled_script_runs_in_the_group_of_its_section(serve):
     script = serve.script("site/app.wsgi", WHO)
     beside = serve.script("beside/app.wsgi", WHO)
@@ -187,6 +194,7 @@ def test_a_handled_script_runs_in_the_group_of_its_section(serve):
     assert pids[0] == pids[2] and pids[0] != pids[1] and not children & set(pids)
 
 
+@pytest.mark.usefixtures("workers")
 def test_sections_name_the_groups_of_aliases(serve):
     """No application group is needed: each has a process of its own."""
     one, two = serve.script("one/app.wsgi", WHO), serve.script("two/app.wsgi", WHO)
