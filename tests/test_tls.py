@@ -170,8 +170,9 @@ def test_curl_uploads_after_100_continue(tls, option, tmp_path):
 
 @pytest.mark.skipif(not shutil.which("h2load"), reason="h2load is not installed: make test installs it")
 def test_h2load_has_no_error(tls):
+    # Fewer connections than httpd has threads: with more it closes idle ones under load, also those that get files of its own.
     done = subprocess.run(
-        ["h2load", "-n", "2000", "-c", "10", "-m", "20", tls.url + "/hello", tls.url + "/generated", tls.url + "/big?size=100000"],
+        ["h2load", "-n", "2000", "-c", "4", "-m", "20", tls.url + "/hello", tls.url + "/generated", tls.url + "/big?size=100000"],
         capture_output=True,
         text=True,
         timeout=60,
