@@ -55,6 +55,7 @@ codes! {
     Stuck = 412 "the worker process does not go on";
     GroupBusy = 413 "too many requests wait for the process group";
     ProcessEnded = 414 "a worker process ended while it had a request";
+    RequestTooLong = 415 "the request's headers are too long for a process group";
     ClientGone = 501 "the client closed the connection";
     Panic = 901 "a fault in Highball itself";
 }

@@ -64,10 +64,10 @@ def begin(one, path="/sleep", slot=0):
 
 def test_a_group_starts_serves_and_ends(supervised):
     one = supervised()
-    (one.directory / "slow.py").write_text(SLOW.format(0.5))
+    (one.directory / "slow.py").write_text(SLOW.format(2))
     began = time.monotonic()
     assert one.order(processes=2, applications=["slow:application"]).startswith("highball 1 ok /")
-    assert time.monotonic() - began < 0.4, "the answer waits for no import"
+    assert time.monotonic() - began < 1.5, "the answer waits for no import"
     one.wait_serving()
     for slot in range(2):
         assert one.get("/hello", slot=slot, target="slow:application").body == b"hello"

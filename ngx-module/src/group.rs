@@ -136,7 +136,12 @@ impl Groups {
 
     fn send(&self, wired: &Rc<Wired>, stream: &Rc<Stream>) {
         let has_body = !stream.upload.borrow().parts.is_empty();
-        let number = wired.link.borrow_mut().open(&stream.answerer, &stream.request, has_body);
+        let Some(number) = wired.link.borrow_mut().open(&stream.answerer, &stream.request, has_body) else {
+            if let Some(process) = Process::current() {
+                self.refuse(process, stream, Refusal::TooLong);
+            }
+            return;
+        };
         stream.at.replace(Some((wired.clone(), number)));
         wired.streams.borrow_mut().insert(number, stream.clone());
         self.write_later(wired);

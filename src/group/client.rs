@@ -54,6 +54,8 @@ pub fn choose(workers: usize, most: usize, turn: usize, outstanding: impl Fn(usi
 pub enum Refusal {
     QueueFull,
     TooLate,
+    /// Its headers are longer than a worker takes.
+    TooLong,
 }
 
 impl Refusal {
@@ -62,12 +64,18 @@ impl Refusal {
         match self {
             Refusal::QueueFull => 503,
             Refusal::TooLate => 504,
+            Refusal::TooLong => 431,
         }
     }
 
     pub fn report(self, group: &Settings) -> Report {
         let refused = format!("the process group \"{}\" did not take the request: ", group.name);
         match self {
+            Refusal::TooLong => {
+                let most = super::request::LONGEST / 1024;
+                let cause = format!("{refused}its headers are longer than {most} KiB; the client got status 431");
+                Report::new(Code::RequestTooLong, cause).remedy("let the server refuse such headers: lower the limits of nginx (large_client_header_buffers) or Apache (LimitRequestFieldSize)")
+            }
             Refusal::QueueFull => {
                 let cause =
                     format!("{refused}{} wait already (queue-size); the client got status 503", group.queue_size);

@@ -140,8 +140,13 @@ pub fn read_body_failed(frame: &Frame<'_>) -> Result<BodyError, Violation> {
     })
 }
 
-/// Content-Length is a field like any other here.
-pub fn head(out: &mut Vec<u8>, stream: u32, head: &Head) {
+/// Bytes of the longest head, and of the longest record.
+pub const LONGEST_HEAD: usize = 1024 * 1024;
+pub const LONGEST_RECORD: usize = 1024 * 1024;
+
+/// Content-Length is a field like any other here. False, and nothing is put: it is longer than [`LONGEST_HEAD`].
+#[must_use]
+pub fn head(out: &mut Vec<u8>, stream: u32, head: &Head) -> bool {
     let mut payload = Vec::with_capacity(256);
     payload.extend_from_slice(&head.status().to_le_bytes());
     put_short(&mut payload, head.reason());
@@ -153,7 +158,11 @@ pub fn head(out: &mut Vec<u8>, stream: u32, head: &Head) {
         put_short(&mut payload, name);
         put_long(&mut payload, value);
     }
-    frame::put(out, stream, Kind::Head, 0, &payload);
+    let fits = payload.len() <= LONGEST_HEAD;
+    if fits {
+        frame::put(out, stream, Kind::Head, 0, &payload);
+    }
+    fits
 }
 
 /// A head from its whole payload; checked as one of an application is, since a worker is not trusted.
@@ -197,10 +206,11 @@ pub fn read_finish(frame: &Frame<'_>) -> Result<Ending, Violation> {
     })
 }
 
+/// A text that is too long is cut.
 pub fn log(out: &mut Vec<u8>, stream: u32, level: Level, text: &str) {
     let number = LEVELS.iter().position(|known| *known == level).unwrap_or_default();
     let mut payload = vec![number as u8];
-    payload.extend_from_slice(text.as_bytes());
+    payload.extend_from_slice(text.as_bytes().get(..LONGEST_RECORD - 1).unwrap_or(text.as_bytes()));
     frame::put(out, stream, Kind::Log, 0, &payload);
 }
 
@@ -267,10 +277,27 @@ mod tests {
             before.push(name.as_bytes(), value.as_bytes()).unwrap();
         }
         let mut out = Vec::new();
-        head(&mut out, 3, &before);
+        assert!(head(&mut out, 3, &before));
         let after = read_head(only(&out).payload).unwrap();
         assert_eq!(after.fields().collect::<Vec<_>>(), before.fields().collect::<Vec<_>>());
         assert_eq!((after.status(), after.reason(), after.content_length()), (404, &b"No"[..], Some(12)));
+    }
+
+    #[test]
+    fn what_would_be_too_long_to_be_read_is_not_put() {
+        let mut out = Vec::new();
+        log(&mut out, 3, Level::Error, &"x".repeat(2 * LONGEST_RECORD));
+        let mut assembly = frame::Assembly::default();
+        let mut rest = &out[..];
+        let mut whole = None;
+        while let Some(frame) = frame::take(&mut rest).unwrap() {
+            whole = assembly.add(&frame, LONGEST_RECORD).unwrap().map(<[u8]>::len);
+        }
+        assert_eq!(whole, Some(LONGEST_RECORD));
+        let mut large = Head::new(b"200 OK", 2).unwrap();
+        large.push(b"X", "x".repeat(LONGEST_HEAD).as_bytes()).unwrap();
+        out.clear();
+        assert!(!head(&mut out, 3, &large) && out.is_empty());
     }
 
     #[test]

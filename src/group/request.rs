@@ -23,9 +23,15 @@ pub enum Answerer {
     Script { target: Target, script_reloading: bool },
 }
 
-/// Writes the payload of a REQUEST into `out`, which is cleared first.
-pub fn put(out: &mut Vec<u8>, answerer: &Answerer, page_slot: u32, request: &Request) {
+/// Writes the payload of a REQUEST into `out`, which is cleared first. False: it is longer than [`LONGEST`], or has more
+/// headers or variables than can be counted.
+#[must_use]
+pub fn put(out: &mut Vec<u8>, answerer: &Answerer, page_slot: u32, request: &Request) -> bool {
     out.clear();
+    let counts = [request.headers().count(), request.variables().count(), request.params().count()];
+    if counts.iter().any(|count| *count > usize::from(u16::MAX)) {
+        return false;
+    }
     let identifier = match answerer {
         Answerer::Listed(identifier) => *identifier,
         Answerer::Script { .. } => 0,
@@ -65,6 +71,7 @@ pub fn put(out: &mut Vec<u8>, answerer: &Answerer, page_slot: u32, request: &Req
         put_short(out, target.callable.as_bytes());
         out.push(u8::from(*script_reloading));
     }
+    out.len() <= LONGEST
 }
 
 fn put_pairs<'a>(out: &mut Vec<u8>, pairs: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
@@ -174,7 +181,7 @@ mod tests {
         let script = Answerer::Script { target: Target::script("/srv/app.wsgi", "app"), script_reloading: true };
         for answerer in [Answerer::Listed(u64::MAX), script] {
             let mut out = b"left over".to_vec();
-            put(&mut out, &answerer, 17, &sample());
+            assert!(put(&mut out, &answerer, 17, &sample()));
             let (again, slot, request) = read(&out).unwrap();
             assert_eq!((again, slot), (answerer, 17));
             assert_eq!(described(&request), described(&sample()));
@@ -183,9 +190,21 @@ mod tests {
     }
 
     #[test]
+    fn what_would_be_too_long_to_be_read_is_told() {
+        let mut builder = Request::builder(0, 0);
+        builder.header(b"X", "x".repeat(LONGEST).as_bytes());
+        assert!(!put(&mut Vec::new(), &Answerer::Listed(5), NO_SLOT, &builder.build()));
+        let mut builder = Request::builder(0, 0);
+        for _ in 0..=u16::MAX {
+            builder.header(b"X", b"");
+        }
+        assert!(!put(&mut Vec::new(), &Answerer::Listed(5), NO_SLOT, &builder.build()));
+    }
+
+    #[test]
     fn what_is_cut_or_too_long_is_a_violation() {
         let mut out = Vec::new();
-        put(&mut out, &Answerer::Listed(5), NO_SLOT, &sample());
+        assert!(put(&mut out, &Answerer::Listed(5), NO_SLOT, &sample()));
         for length in 0..out.len() {
             assert!(read(&out[..length]).is_err(), "{length}");
         }

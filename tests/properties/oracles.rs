@@ -1,11 +1,19 @@
 //! What must hold whatever bytes come: one function per parser. Fuzzers and `tests/properties.rs` call them.
 
-use std::os::fd::AsFd;
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use highball::environ::{self, Key};
 use highball::exchange::{Block, BodyError, Exchange, FileRange, Outcome};
 use highball::framing::{Admit, Framing};
+use highball::group::client::{Link, Said};
+use highball::group::frame::{self, Kind};
+use highball::group::request::Answerer;
+use highball::group::worker::probe::Probe;
+use highball::group::{page, socket};
 use highball::log::{self, Level};
 use highball::request::{BodyLength, Request};
 use highball::response::Head;
@@ -24,6 +32,8 @@ pub const ALL: &[(&str, Oracle)] = &[
     ("uri", uri),
     ("log", log_record),
     ("relay", relay),
+    ("link", link),
+    ("connection", connection),
 ];
 
 /// Separates fields in the input of `head` and `environ`; names end at the second.
@@ -291,6 +301,123 @@ pub fn relay(data: &[u8]) {
         }
     }
     assert_eq!((taken, ends), (sent, 1));
+}
+
+/// Whatever a worker sends: of each request a server process hears a head, then blocks within the window, then one end.
+pub fn link(data: &[u8]) {
+    const WINDOW: u32 = 4096;
+    let (ours, worker) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let mut link = Link::new(ours.into(), &[7; 32]).unwrap();
+    let page = page::create(1).unwrap();
+    let greeting = highball::group::message::Welcome {
+        version: frame::VERSION,
+        window: WINDOW,
+        first_slot: 0,
+        slots: 2,
+        incarnation: 1,
+    };
+    let mut welcome = Vec::new();
+    highball::group::message::welcome(&mut welcome, &greeting);
+    let mut buffer = vec![0; 512];
+    socket::send(&worker, &welcome, &[page.as_fd()]).unwrap();
+    assert!(link.read(&mut buffer, |_, _| panic!("before any request")).unwrap() && link.is_ready());
+    let request = Request::builder(0, 0).build();
+    let streams: Vec<u32> = (0..3).map(|_| link.open(&Answerer::Listed(1), &request, true).unwrap()).collect();
+
+    let file = sealed_file();
+    let (mut heads, mut ended, mut unsent) = (HashSet::new(), HashSet::new(), 0);
+    each_message(data, |bytes, with_file| {
+        let files = [file.as_fd()];
+        if socket::send(&worker, bytes, if with_file { &files } else { &[] }).is_err() {
+            return false;
+        }
+        let read = link.read(&mut buffer, |stream, said| {
+            assert!(streams.contains(&stream) && !ended.contains(&stream), "after its end");
+            match said {
+                Said::Head(head) => {
+                    assert!(heads.insert(stream), "a second head");
+                    assert!((200..=599).contains(&head.status()));
+                }
+                Said::Block(bytes) => {
+                    assert!(heads.contains(&stream) && !bytes.is_empty());
+                    unsent += bytes.len();
+                }
+                Said::File(range) => {
+                    assert!(heads.contains(&stream));
+                    assert!(range.length > 0 && range.offset.checked_add(range.length).is_some());
+                }
+                Said::Log(..) | Said::Read => {}
+                Said::Finish(_) => assert!(ended.insert(stream)),
+            }
+        });
+        assert!(unsent <= 3 * WINDOW as usize, "more than a client that takes nothing may be sent");
+        assert_eq!(link.outstanding(), streams.len() - ended.len());
+        matches!(read, Ok(true))
+    });
+}
+
+/// Whatever a server process sends: each request has at most the body that was sent, ends when the connection does, and
+/// is told so; the worker says nothing that a server process would not understand.
+pub fn connection(data: &[u8]) {
+    let Ok(mut probe) = Probe::new(1000) else { return };
+    let file = sealed_file();
+    let (mut exchanges, mut sent, mut said) = (Vec::new(), 0, Vec::new());
+    each_message(data, |bytes, with_file| {
+        let files = [file.as_fd()];
+        sent += bytes.len();
+        let Ok(came) = probe.send(bytes, if with_file { &files } else { &[] }) else { return false };
+        let open = came.is_some();
+        exchanges.extend(came.into_iter().flatten());
+        said.extend(probe.receive());
+        open
+    });
+    for (index, exchange) in exchanges.iter_mut().enumerate().take(4) {
+        let head = Head::new(b"200 OK", 0).unwrap();
+        let gone = exchange.send_head(head).is_err();
+        if !gone && index % 2 == 0 {
+            exchange.finish(Outcome::Complete);
+            assert!(exchange.send_block(Block::Copied(vec![0])).is_err(), "after its end");
+        }
+    }
+    said.extend(probe.receive());
+    let mut rest = &said[..];
+    let mut finished = HashSet::new();
+    while let Some(frame) = frame::take(&mut rest).unwrap() {
+        assert!(frame.kind != Kind::Finish || finished.insert(frame.stream), "a second end");
+    }
+    assert!(rest.is_empty());
+    probe.close();
+    for exchange in &mut exchanges {
+        let (mut buffer, mut read) = ([0; 256], 0);
+        loop {
+            match exchange.read_body(&mut buffer) {
+                Ok(0) | Err(_) => break,
+                Ok(length) => read += length,
+            }
+            // Each part of a file can be read once for each time it was sent.
+            assert!(read <= sent + sent / frame::HEADER * FILE.len(), "more than was sent");
+        }
+        assert_eq!(exchange.send_block(Block::Copied(vec![0])).is_err(), true);
+    }
+}
+
+const FILE: &[u8] = b"what a file has";
+
+fn sealed_file() -> OwnedFd {
+    let file = socket::sealed(FILE).unwrap();
+    File::from(file).into()
+}
+
+/// The first byte says how long messages are, the bits of the second which of them carry a descriptor.
+fn each_message(data: &[u8], mut send: impl FnMut(&[u8], bool) -> bool) {
+    let [length, files, rest @ ..] = data else { return };
+    let length = usize::from(*length).max(1) * 4;
+    for (index, bytes) in rest.chunks(length).enumerate().take(64) {
+        if !send(bytes, files >> (index % 8) & 1 == 1) {
+            return;
+        }
+    }
 }
 
 fn pair(line: &[u8]) -> (&[u8], &[u8]) {

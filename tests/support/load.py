@@ -3,6 +3,8 @@
 import threading
 import time
 
+from support.client import until
+
 
 class Load:
     """Requests on connections of their own, one after the other, until stopped."""
@@ -26,6 +28,10 @@ class Load:
                 self.count += 1
                 self.slowest = max(self.slowest, time.monotonic() - began)
             time.sleep(0.002)
+
+    def reach(self, count):
+        """Goes on until there have been so many requests: how long that takes is the machine's affair."""
+        assert until(lambda: self.count >= count, 30), self.count
 
     def __enter__(self):
         for thread in self.threads:

@@ -80,6 +80,8 @@ enum Attempt {
     Died {
         again: bool,
     },
+    /// It was not sent.
+    TooLong,
 }
 
 /// The body on its way to a worker.
@@ -115,15 +117,13 @@ impl Group {
         loop {
             let mut lease = match self.acquire(deadline) {
                 Ok(lease) => lease,
-                Err(refusal) => {
-                    client.log(Level::Error, &refusal.report(&self.settings).to_string());
-                    return client.refuse(refusal.status());
-                }
+                Err(refusal) => return self.refuse(client, refusal),
             };
             let attempt = self.attempt(&mut lease.link, client, answerer, &mut upload);
-            self.release(lease, matches!(attempt, Attempt::Done));
+            self.release(lease, matches!(attempt, Attempt::Done | Attempt::TooLong));
             match attempt {
                 Attempt::Done | Attempt::Gone => return,
+                Attempt::TooLong => return self.refuse(client, Refusal::TooLong),
                 Attempt::Died { again: true } => {}
                 Attempt::Died { again: false } => {
                     client.log(Level::Error, &super::ended(&self.settings).to_string());
@@ -131,6 +131,11 @@ impl Group {
                 }
             }
         }
+    }
+
+    fn refuse(&self, client: &mut dyn Client, refusal: Refusal) {
+        client.log(Level::Error, &refusal.report(&self.settings).to_string());
+        client.refuse(refusal.status());
     }
 
     /// A link to the least busy worker; waits for one.
@@ -285,7 +290,7 @@ impl Group {
     }
 
     fn attempt(&self, link: &mut Link, client: &mut dyn Client, answerer: &Answerer, upload: &mut Upload) -> Attempt {
-        let stream = link.open(answerer, client.request(), upload.has_body);
+        let Some(stream) = link.open(answerer, client.request(), upload.has_body) else { return Attempt::TooLong };
         let socket_timeout = self.settings.socket_timeout;
         let mut passing = Passing { link, stream, client, upload, socket_timeout, begun: false, gone: None };
         match passing.run() {

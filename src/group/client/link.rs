@@ -49,6 +49,8 @@ enum Greeting {
 /// A request that has no FINISH yet.
 struct Open {
     page_slot: u32,
+    /// Its head has come.
+    has_head: bool,
     /// Bytes of blocks that were not confirmed as taken.
     unsent: u64,
     /// Bytes of its body that may still be sent.
@@ -88,6 +90,11 @@ impl Link {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Link::new(socket, key)
+    }
+
+    /// Says hello on a socket that is connected, and does not block.
+    pub fn new(socket: OwnedFd, key: &Key) -> io::Result<Link> {
         let mut outgoing = Batch::default();
         message::hello(outgoing.bytes(), key);
         let mut link = Link {
@@ -132,18 +139,22 @@ impl Link {
         self.streams.len()
     }
 
-    /// Sends a request; its body, if it has one, follows. Returns the number it has on this link.
-    pub fn open(&mut self, answerer: &Answerer, request: &Request, has_body: bool) -> u32 {
+    /// Sends a request; its body, if it has one, follows. Returns the number it has on this link; `None`, and nothing is
+    /// sent: it is too long for a worker.
+    pub fn open(&mut self, answerer: &Answerer, request: &Request, has_body: bool) -> Option<u32> {
+        let page_slot = self.free_slots.pop().unwrap_or(NO_SLOT);
+        if !request::put(&mut self.scratch, answerer, page_slot, request) {
+            self.free_slots.extend(Some(page_slot).filter(|slot| *slot != NO_SLOT));
+            return None;
+        }
         self.last_stream += 1;
         let stream = self.last_stream;
-        let page_slot = self.free_slots.pop().unwrap_or(NO_SLOT);
-        request::put(&mut self.scratch, answerer, page_slot, request);
         let flags = if has_body { 0 } else { END };
         frame::put(self.outgoing.bytes(), stream, Kind::Request, flags, &self.scratch);
         self.scratch.shrink_to(KEPT);
-        let open = Open { page_slot, unsent: 0, allowed: BODY_WINDOW, body_ended: !has_body };
+        let open = Open { page_slot, has_head: false, unsent: 0, allowed: BODY_WINDOW, body_ended: !has_body };
         self.streams.insert(stream, open);
-        stream
+        Some(stream)
     }
 
     /// Bytes of the request's body that may be sent now.
@@ -299,6 +310,7 @@ impl Link {
             return Err(unexpected);
         };
         let said = match (frame.kind, file) {
+            (Kind::Block | Kind::File, _) if !open.has_head => return Err(unexpected),
             (Kind::Block, _) => {
                 open.unsent += frame.payload.len() as u64;
                 if open.unsent > self.window {
@@ -323,11 +335,14 @@ impl Link {
                 Said::File(FileRange { file: file.into(), offset, length })
             }
             (Kind::Head, _) => {
-                let Some(payload) = self.assembly.add(frame, LONGEST_HEAD)? else { return Ok(()) };
+                let Some(payload) = self.assembly.add(frame, message::LONGEST_HEAD)? else { return Ok(()) };
+                if std::mem::replace(&mut open.has_head, true) {
+                    return Err(unexpected);
+                }
                 Said::Head(message::read_head(payload)?)
             }
             (Kind::Log, _) => {
-                let Some(payload) = self.assembly.add(frame, LONGEST_RECORD)? else { return Ok(()) };
+                let Some(payload) = self.assembly.add(frame, message::LONGEST_RECORD)? else { return Ok(()) };
                 let (level, text) = message::read_log(payload)?;
                 Said::Log(level, text)
             }
@@ -367,8 +382,6 @@ const BODY_WINDOW: u64 = 64 * 1024;
 /// Bytes of a BODY frame.
 const PIECE: usize = 32 * 1024;
 
-const LONGEST_HEAD: usize = 1024 * 1024;
-const LONGEST_RECORD: usize = 4 * 1024 * 1024;
 const MOST_SLOTS: u32 = 16 * 1024;
 
 /// Bytes of memory that are kept for requests.

@@ -8,6 +8,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::descriptors::is_fork;
 use super::stream::{BODY_WINDOW, Piece, State, Stream};
+use crate::error::{Code, Report};
 use crate::exchange::{Block, BodyError, ClientGone, Exchange, FileRange, Outcome};
 use crate::group::frame::{self, Kind};
 use crate::group::message::{self, Ending, Part};
@@ -38,6 +39,22 @@ impl WireExchange {
     fn append(&self, add: impl FnOnce(&mut Batch, u32)) {
         let number = self.stream.number();
         self.stream.connection.append(|batch| add(batch, number));
+    }
+
+    fn append_head(&self, head: &Head) -> bool {
+        let mut fits = true;
+        self.append(|batch, number| fits = message::head(batch.bytes(), number, head));
+        fits
+    }
+
+    /// The request ends as failed: no server would take such a head.
+    fn too_long(&self, state: MutexGuard<'_, State>) -> ClientGone {
+        let cause = format!("the status and headers are longer than {} KiB together", message::LONGEST_HEAD / 1024);
+        let report = Report::new(Code::HeadInvalid, cause).remedy("send less: servers and browsers take far less");
+        let number = self.stream.number();
+        self.stream.connection.append(|batch| message::log(batch.bytes(), number, Level::Error, &report.to_string()));
+        self.stream.end(state, Ending::Outcome(Outcome::Failed), false);
+        ClientGone
     }
 
     /// The next piece of the body, waited for; `None` at its end.
@@ -139,19 +156,19 @@ impl Exchange for WireExchange {
             return blocks.into_iter().try_for_each(|block| self.send_block(block));
         }
         let mut state = self.open()?;
+        if !self.append_head(&head) {
+            return Err(self.too_long(state));
+        }
         state.begun = true;
-        self.append(|batch, number| {
-            message::head(batch.bytes(), number, &head);
-            match file {
-                Some(file) => {
-                    batch.file(file.into());
-                    let part = Part { offset: 0, length: total };
-                    message::part(batch.bytes(), number, Kind::File, 0, part);
-                }
-                None => {
-                    for block in &blocks {
-                        put_block(batch, number, block.as_bytes());
-                    }
+        self.append(|batch, number| match file {
+            Some(file) => {
+                batch.file(file.into());
+                let part = Part { offset: 0, length: total };
+                message::part(batch.bytes(), number, Kind::File, 0, part);
+            }
+            None => {
+                for block in &blocks {
+                    put_block(batch, number, block.as_bytes());
                 }
             }
         });
@@ -163,8 +180,10 @@ impl Exchange for WireExchange {
     /// Only appended: a block or the end follows.
     fn send_head(&mut self, head: Head) -> Result<(), ClientGone> {
         let mut state = self.open()?;
+        if !self.append_head(&head) {
+            return Err(self.too_long(state));
+        }
         state.begun = true;
-        self.append(|batch, number| message::head(batch.bytes(), number, &head));
         Ok(())
     }
 

@@ -13,6 +13,9 @@ mod descriptors;
 mod entry;
 mod exchange;
 mod poller;
+#[cfg(feature = "embed")]
+#[doc(hidden)]
+pub mod probe;
 mod process;
 mod stream;
 mod supervisor;

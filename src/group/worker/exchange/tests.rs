@@ -56,7 +56,7 @@ impl Pair {
         let mut builder = Request::builder(0, 0);
         builder.body(if body { BodyLength::Unknown } else { BodyLength::Absent });
         let (mut payload, mut bytes) = (Vec::new(), Vec::new());
-        request::put(&mut payload, &request::Answerer::Listed(1), request::NO_SLOT, &builder.build());
+        assert!(request::put(&mut payload, &request::Answerer::Listed(1), request::NO_SLOT, &builder.build()));
         frame::put(&mut bytes, stream, Kind::Request, if body { 0 } else { END }, &payload);
         WireExchange::new(self.send(&bytes).pop().unwrap().stream)
     }
@@ -226,7 +226,7 @@ fn nothing_a_server_sends_does_more_than_close_its_connection() {
     };
     let mut request = Vec::new();
     let answerer = request::Answerer::Listed(1);
-    request::put(&mut request, &answerer, 3, &Request::builder(0, 0).build());
+    assert!(request::put(&mut request, &answerer, 3, &Request::builder(0, 0).build()));
     let (mut closed, mut began) = (0, 0);
     for _ in 0..3000 {
         let mut pair = Pair::new();
