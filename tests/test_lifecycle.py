@@ -143,13 +143,6 @@ def level_over(server, count):
 
 
 @pytest.mark.no_sanitizer
-def test_ten_reloads_leave_memory_and_descriptors_level(serve):
-    descriptors, memory = level_over(serve("behaviours:application"), 10)
-    assert descriptors <= 0
-    assert memory < 600, f"{memory} KiB in ten reloads"
-
-
-@pytest.mark.no_sanitizer
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_fifty_reloads_leave_memory_and_descriptors_level(serve):

@@ -92,7 +92,7 @@ def test_child_processes_at_the_same_time_end_as_they_say(site):
 def test_background_threads_go_on_after_the_response(site, key):
     began = time.monotonic()
     assert site.get(f"/background?key={key}").body == b"started"
-    assert time.monotonic() - began < 0.25
+    assert time.monotonic() - began < 0.8
     assert until(lambda: events(site, key)) == ["worked"]
 
 

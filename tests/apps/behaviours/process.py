@@ -77,7 +77,7 @@ def background(environ, start_response):
     """A thread that works on after the response."""
 
     def work():
-        time.sleep(0.3)
+        time.sleep(1)
         note(environ, "worked")
 
     threading.Thread(target=work, daemon=True).start()
