@@ -39,11 +39,19 @@ hb_add_read_event(ngx_connection_t *c)
     return ngx_add_event(c->read, NGX_READ_EVENT, flags);
 }
 
-/* Both directions where the event method can, else reading. */
+/* Room in the socket is not asked for all the time: each read of the other side would wake this one. */
 ngx_int_t
-hb_add_connection(ngx_connection_t *c)
+hb_await_room(ngx_connection_t *c)
 {
-    return ngx_add_conn ? ngx_add_conn(c) : hb_add_read_event(c);
+    c->write->ready = 0;
+
+    return ngx_handle_write_event(c->write, 0);
+}
+
+ngx_int_t
+hb_has_room(ngx_connection_t *c)
+{
+    return c->write->active ? ngx_del_event(c->write, NGX_WRITE_EVENT, 0) : NGX_OK;
 }
 
 ngx_uint_t

@@ -190,7 +190,7 @@ impl Groups {
             // As the channel to the master: nginx does not count it as a connection left open.
             read.set_channel(1);
             write.set_channel(1);
-            if ffi::hb_add_connection(c) != ffi::OK {
+            if ffi::hb_add_read_event(c) != ffi::OK {
                 ffi::ngx_free_connection(c);
                 return None;
             }
@@ -224,13 +224,18 @@ impl Groups {
     }
 
     fn write(&self, process: &Process, wired: &Rc<Wired>) {
+        let was_full = wired.link.borrow().is_full();
         let flushed = wired.link.borrow_mut().flush();
         match flushed {
+            // SAFETY: the connection is watched as long as the link is kept.
+            Ok(true) if was_full => unsafe {
+                ffi::hb_has_room(wired.connection.as_ptr());
+            },
             Ok(true) => {}
             Ok(false) => {
                 self.stuck.arm(LONG_RETRY);
-                // SAFETY: the connection is watched as long as the link is kept.
-                unsafe { ffi::ngx_handle_write_event((*wired.connection.as_ptr()).write, 0) };
+                // SAFETY: as above.
+                unsafe { ffi::hb_await_room(wired.connection.as_ptr()) };
             }
             Err(error) => self.broken(process, wired, &error.into()),
         }

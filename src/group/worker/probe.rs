@@ -52,6 +52,7 @@ impl Probe {
 
     /// What the worker has sent.
     pub fn receive(&mut self) -> Vec<u8> {
+        self.connection.wire().unwritten.flush();
         self.connection.flush();
         let mut all = Vec::new();
         let Some(server) = &self.server else { return all };
@@ -67,5 +68,13 @@ impl Probe {
     pub fn close(&mut self) {
         self.server = None;
         while self.connection.read(&mut self.scratch, &mut Vec::new()) {}
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.close();
+        // It holds the connection, which holds it.
+        self.connection.wire().unwritten.flush();
     }
 }
