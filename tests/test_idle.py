@@ -2,12 +2,16 @@
 
 import os
 import resource
+import shutil
 import selectors
 import socket
+import subprocess
 import threading
 import time
 
 import pytest
+
+from support.client import until
 
 IDLE = 10_000
 
@@ -100,3 +104,37 @@ def test_a_large_upload_takes_no_memory(serve, host, megabytes):
     assert response.status == 200 and response.json()[0] == size
     print(f"{size >> 20} MiB: {before} KiB before, {most} KiB at most")
     assert most - before < 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.no_sanitizer
+@pytest.mark.only("nginx", "apache")
+@pytest.mark.skipif(not shutil.which("h2load"), reason="h2load is not installed: make test installs it")
+@pytest.mark.parametrize("kind", ["list=1", "stream=1"])
+def test_large_answers_hold_small_ones_up_no_more_in_a_group_than_embedded(serve, host, stage, kind):
+    """Four clients take 8 MiB again and again while another one asks for little; both models in turn, the best of three."""
+
+    def median(server):
+        assert until(lambda: server.get("/hello").status == 200, 10)
+        large = f"http://127.0.0.1:{server.port}/big?size={8 << 20}&{kind}"
+        load = subprocess.Popen(["h2load", "--h1", "-c", "4", "-D", "2", large], stdout=subprocess.PIPE, text=True)
+        time.sleep(0.3)
+        times = []
+        with server.connect() as connection:
+            while load.poll() is None and len(times) < 2000:
+                began = time.perf_counter()
+                connection.request("GET", "/hello")
+                assert connection.response().body == b"hello"
+                times.append(time.perf_counter() - began)
+        out = load.communicate(timeout=20)[0]
+        assert "0 failed, 0 errored" in out, out
+        return sorted(times)[len(times) // 2]
+
+    options = {"threads": 8, "nginx_http": "keepalive_requests 1000000;"}
+    embedded = serve("behaviours:application", **options)
+    serve.host = f"{host}-group"
+    group = serve("behaviours:application", **options)
+    medians = [(median(embedded), median(group)) for _ in range(3)]
+    alone, beside = (min(column) for column in zip(*medians))
+    print(f"{host} {kind}: median {alone * 1e6:.0f} us embedded, {beside * 1e6:.0f} us in a group")
+    assert beside < 2 * alone, medians
