@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from support.client import until
+from support.client import ConnectionEnded, until
 from support.groups import supervision
 from support.processes import alive, all_processes
 
@@ -93,7 +93,7 @@ def goes_on(server, expected):
 def answer(server):
     try:
         return server.get("/").body
-    except OSError:
+    except (OSError, ConnectionEnded):
         return None
 
 

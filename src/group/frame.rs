@@ -3,8 +3,9 @@
 //! Little-endian: stream (u32), length of the payload (u16), kind (u8), flags (u8).
 #![forbid(unsafe_code)]
 
-/// Both ends of a connection speak the same one, or not at all.
-pub const VERSION: u16 = 1;
+/// Both ends of a connection speak the same one, or not at all. Built with HIGHBALL_NEXT_VERSION it is the next one, for the
+/// test that upgrades.
+pub const VERSION: u16 = if option_env!("HIGHBALL_NEXT_VERSION").is_some() { 2 } else { 1 };
 
 pub const HEADER: usize = 8;
 

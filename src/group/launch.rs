@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::frame::VERSION;
 use super::socket;
 use super::state::{DesiredState, canonical, hexadecimal};
 
@@ -47,6 +48,8 @@ pub enum LaunchError {
 /// The master's end of the order socket. Stays open when this is dropped: it lives as long as the master.
 pub struct Supervisor {
     orders: RawFd,
+    /// The master's end of the life pipe.
+    life: RawFd,
 }
 
 impl Supervisor {
@@ -54,13 +57,13 @@ impl Supervisor {
     pub fn find() -> Option<Supervisor> {
         let variable = std::env::var(VARIABLE).ok()?;
         let mut numbers = variable.split(':').map(str::parse::<u64>);
-        let (orders, inode) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-        let orders = RawFd::try_from(orders).ok()?;
+        let (orders, inode, life) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
+        let (orders, life) = (RawFd::try_from(orders).ok()?, RawFd::try_from(life).ok()?);
         let metadata = Path::new("/proc/self/fd").join(orders.to_string()).metadata().ok()?;
         if !metadata.file_type().is_socket() || metadata.ino() != inode {
             return None;
         }
-        let supervisor = Supervisor { orders };
+        let supervisor = Supervisor { orders, life };
         let ready = wait(supervisor.socket(), PollFlags::OUT, Duration::ZERO).ok()?;
         (!ready.intersects(PollFlags::HUP | PollFlags::ERR)).then_some(supervisor)
     }
@@ -84,19 +87,19 @@ impl Supervisor {
         let orders = rustix::io::fcntl_dupfd_cloexec(&ours, FIRST)?;
         let end = rustix::io::fcntl_dupfd_cloexec(&end, FIRST)?;
         let inode = File::from(orders.try_clone()?).metadata()?.ino();
-        let (orders, end) = (leak(orders), leak(end));
+        let (orders, life) = (leak(orders), leak(end));
         // SAFETY: the master has one thread.
-        unsafe { std::env::set_var(VARIABLE, format!("{orders}:{inode}:{end}")) };
-        Ok(Supervisor { orders })
+        unsafe { std::env::set_var(VARIABLE, format!("{orders}:{inode}:{life}")) };
+        Ok(Supervisor { orders, life })
     }
 
     /// Says what is wanted from now on. Returns where the sockets of the workers are. `log` is the server's error log.
     pub fn order(&self, state: &DesiredState, log: BorrowedFd<'_>) -> Result<PathBuf, LaunchError> {
         let text = canonical(state);
         let memory = socket::sealed(&text).map_err(LaunchError::Silent)?;
-        let packet = format!("highball 1 state {}", text.len());
+        let packet = format!("highball {VERSION} state {}", text.len());
         let answer = self.ask(packet.as_bytes(), &[memory.as_fd(), log]).map_err(LaunchError::Silent)?;
-        match answer.strip_prefix("highball 1 ") {
+        match answer.strip_prefix(&format!("highball {VERSION} ")) {
             Some("no version") | None => Err(LaunchError::Version),
             Some(rest) => match rest.split_once(' ') {
                 Some(("ok", directory)) => Ok(directory.into()),
@@ -125,6 +128,13 @@ impl Supervisor {
         }
     }
 
+    /// Leaves it to the server processes there are: it serves them, and ends when the last of them has.
+    fn abandon(self) {
+        forget();
+        // SAFETY: made in `try_start`, by this process or by what it was before, and known to nobody any more.
+        drop(unsafe { OwnedFd::from_raw_fd(self.life) });
+    }
+
     fn ask(&self, packet: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<String> {
         socket::send(self.socket(), packet, files)?;
         let mut buffer = [0; 4096];
@@ -149,8 +159,8 @@ impl Supervisor {
 pub fn arrange(command: &Path, state: &DesiredState, log: BorrowedFd<'_>) -> Result<Option<PathBuf>, LaunchError> {
     if let Some(supervisor) = Supervisor::find() {
         match supervisor.order(state, log) {
-            // A package was upgraded meanwhile: that one leaves, with its workers.
-            Err(LaunchError::Version) => drop(supervisor.bye(Duration::ZERO)),
+            // A package was upgraded meanwhile.
+            Err(LaunchError::Version) => supervisor.abandon(),
             answer => return answer.map(Some),
         }
     }

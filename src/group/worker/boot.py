@@ -34,10 +34,13 @@ def boot():
             locale.setlocale(locale.LC_ALL, told["group"]["locale"])
         except locale.Error as error:
             print("locale=%s: %s" % (told["group"]["locale"], error), file=sys.stderr, flush=True)
+    # The supervisor has it open: at the path there may be another version by now.
+    opened = "/proc/self/fd/8"
     try:
-        spec = spec_from_file_location("highball_worker", path, loader=ExtensionFileLoader("highball_worker", path))
+        spec = spec_from_file_location("highball_worker", opened, loader=ExtensionFileLoader("highball_worker", opened))
         worker = module_from_spec(spec)
         spec.loader.exec_module(worker)
+        os.close(8)
     except Exception as error:
         fail(
             "HB0204 Python %s (%s) cannot load \"%s\": %s; it must be a CPython with the global interpreter lock, for this "

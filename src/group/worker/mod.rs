@@ -33,3 +33,4 @@ pub const CONTROL: i32 = 4;
 pub const LISTENER: i32 = 5;
 pub const LIFE: i32 = 6;
 pub const PAGE: i32 = 7;
+pub const EXTENSION: i32 = 8;

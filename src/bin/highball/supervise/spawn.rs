@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Uid, User, getgrouplist};
 
 use highball::group::launch;
 use highball::group::state::Group;
-use highball::group::worker::{BOOT, CONTROL, LIFE, LISTENER, PAGE, SETTINGS};
+use highball::group::worker::{BOOT, CONTROL, EXTENSION, LIFE, LISTENER, PAGE, SETTINGS};
 
 /// What a worker finds at its start, besides its output.
 pub struct Given<'a> {
@@ -21,6 +21,7 @@ pub struct Given<'a> {
     pub listener: BorrowedFd<'a>,
     pub life: BorrowedFd<'a>,
     pub page: BorrowedFd<'a>,
+    pub extension: BorrowedFd<'a>,
 }
 
 /// Starts the worker; its pid. `server` is whom the server's processes run as.
@@ -48,6 +49,7 @@ pub fn start(group: &Group, server: (u32, u32), given: &Given<'_>, output: Owned
             (given.listener, LISTENER),
             (given.life, LIFE),
             (given.page, PAGE),
+            (given.extension, EXTENSION),
         ],
     );
     let home = user.as_ref().map_or_else(|| PathBuf::from("/"), |user| user.dir.clone());

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 use serde::{Deserialize, Serialize};
 
 use highball::group::control::LogLevel;
+use highball::group::frame::VERSION;
 use highball::group::state::{DesiredState, canonical, hexadecimal, key, key_hash};
 use highball::group::{launch, socket};
 
@@ -30,6 +32,8 @@ struct Supervisor {
     own: Own,
     state: Option<DesiredState>,
     log: Option<Log>,
+    /// The extension of this version, for all workers there will be.
+    extension: Option<OwnedFd>,
     control: Option<Control>,
     groups: BTreeMap<String, Group>,
     incarnations: u64,
@@ -65,6 +69,7 @@ pub fn run(orders: OwnedFd, life: OwnedFd, minder_socket: OwnedFd, signals: Sign
         own: Own::default(),
         state: None,
         log: None,
+        extension: None,
         control: None,
         groups: BTreeMap::new(),
         incarnations: 0,
@@ -120,6 +125,7 @@ impl Supervisor {
                     self.log = Some(Log::new(state.log.clone(), file));
                     self.state = Some(state);
                 }
+                Some(Said::Keep(kept)) if kept.name == "extension" => self.extension = kept.files.into_iter().next(),
                 Some(Said::Keep(kept)) => workers.extend(Worker::take_over(kept).ok()),
                 Some(Said::All) => break,
                 Some(Said::Drop(_) | Said::Over) => {}
@@ -130,6 +136,7 @@ impl Supervisor {
             }
         }
         let Some(state) = self.state.clone() else { return Ok(()) };
+        self.open_extension(&state)?;
         self.groups = state.groups.keys().map(|name| (name.clone(), Group::new(name, wish(&state, name)))).collect();
         for worker in workers {
             self.incarnations = self.incarnations.max(worker.facts.incarnation);
@@ -287,14 +294,14 @@ impl Supervisor {
         }
         (self.own.pid, self.own.uid) = (pid, uid);
         let text = String::from_utf8_lossy(buffer.get(..received.bytes).unwrap_or_default()).into_owned();
-        let answer = match text.strip_prefix("highball 1 ") {
+        let answer = match text.strip_prefix(&format!("highball {VERSION} ")) {
             Some("bye") => return self.end(),
             Some(order) if order.starts_with("state ") => match self.take_state(received.files) {
-                Ok(()) => format!("highball 1 ok {}", self.own.directory.display()),
-                Err(error) => format!("highball 1 no {error}"),
+                Ok(()) => format!("highball {VERSION} ok {}", self.own.directory.display()),
+                Err(error) => format!("highball {VERSION} no {error}"),
             },
             _ if text.ends_with(" bye") => return self.end(),
-            _ => "highball 1 no version".into(),
+            _ => format!("highball {VERSION} no version"),
         };
         if let Some(orders) = &self.orders {
             socket::send(orders, answer.as_bytes(), &[]).ok();
@@ -323,6 +330,7 @@ impl Supervisor {
             let minder = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get() as u32);
             self.own.directory = directory::make(state.socket_prefix.as_deref(), minder, open)?;
         }
+        self.open_extension(&state)?;
         if self.control.is_none() {
             self.control = Some(Control::new(&self.own.directory)?);
         }
@@ -347,6 +355,16 @@ impl Supervisor {
         Ok(())
     }
 
+    fn open_extension(&mut self, state: &DesiredState) -> io::Result<()> {
+        if self.extension.is_none() {
+            let open = File::open(&state.extension).map_err(|error| {
+                io::Error::new(error.kind(), format!("\"{}\" cannot be read: {error}", state.extension.display()))
+            });
+            self.extension = Some(open?.into());
+        }
+        Ok(())
+    }
+
     fn keep_own(&self) {
         self.own_things().iter().for_each(|thing| drop(thing.keep(&self.minder)));
     }
@@ -354,6 +372,9 @@ impl Supervisor {
     fn own_things(&self) -> Vec<Thing<'_>> {
         let text = serde_json::to_vec(&self.own).unwrap_or_default();
         let mut things = vec![Thing { name: "own".into(), text, files: Vec::new() }];
+        if let Some(extension) = &self.extension {
+            things.push(Thing { name: "extension".into(), text: Vec::new(), files: vec![extension.as_fd()] });
+        }
         if let (Some(state), Some(log)) = (&self.state, &self.log) {
             things.push(Thing { name: "state".into(), text: canonical(state), files: vec![log.file().as_fd()] });
         }
@@ -491,12 +512,13 @@ impl Supervisor {
     }
 
     fn each(&mut self, mut act: impl FnMut(&mut Group, &mut World<'_>)) {
-        let (Some(state), Some(log)) = (&self.state, &self.log) else { return };
+        let (Some(state), Some(log), Some(extension)) = (&self.state, &self.log, &self.extension) else { return };
         let mut answers = Vec::new();
         let mut world = World {
             common: Common {
                 server_software: &state.server_software,
                 extension: &state.extension,
+                extension_file: extension.as_fd(),
                 server: (state.server_uid, state.server_gid),
                 life: self.life.as_fd(),
                 minder: self.minder.as_fd(),

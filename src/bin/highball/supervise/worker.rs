@@ -70,6 +70,8 @@ pub struct Facts {
 pub struct Common<'a> {
     pub server_software: &'a str,
     pub extension: &'a Path,
+    /// The same, open since the supervisor started: what is at the path may be replaced.
+    pub extension_file: BorrowedFd<'a>,
     pub server: (u32, u32),
     pub life: BorrowedFd<'a>,
     pub minder: BorrowedFd<'a>,
@@ -110,6 +112,7 @@ impl Worker {
             listener: listener.as_fd(),
             life: common.life,
             page: page_file.as_fd(),
+            extension: common.extension_file,
         };
         facts.pid = spawn::start(&facts.settings, common.server, &given, write)?;
         let pid = i32::try_from(facts.pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
