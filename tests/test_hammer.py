@@ -1,7 +1,7 @@
 """Process groups under 16 clients while everything that can be replaced is replaced, again and again: nothing is lost.
 
-HAMMER_SECONDS= (10) for each part; `make hammer` takes a minute. A connection for each request, so that no failure can be the
-server's closing of an idle connection.
+HAMMER_SECONDS= (10) for each part; `make hammer` takes a minute. Each part runs with a connection for each request, and with
+clients that keep theirs.
 """
 
 import os
@@ -54,21 +54,31 @@ def repeat(act, pause):
     return count
 
 
+@pytest.fixture(params=[False, True], ids=["connection-each", "keep-alive"])
+def keep(request):
+    return request.param
+
+
+def told(server, load, count, what):
+    kind = f"keep-alive, {load.retried} sent again" if load.keep else "a connection each"
+    print(f"{server.host}, {kind}: {what} {count} times, {load.count} requests, {len(load.failures)} failed")
+
+
 def judged(server, load, count, what):
-    print(f"{server.host}: {what} {count} times, {load.count} requests, {len(load.failures)} failed")
+    told(server, load, count, what)
     assert load.count > 20 * SECONDS and count > 1
     assert not load.failures, load.failures[:5]
     assert until(lambda: len(server.groups.pids()) == 2, 15)
 
 
-def test_reloads_of_the_server(hammered):
+def test_reloads_of_the_server(hammered, keep):
     server, _ = hammered()
-    with Load(server, "/", clients=16) as load:
+    with Load(server, "/", clients=16, keep=keep) as load:
         count = repeat(server.reload, SECONDS / 20)
     judged(server, load, count, "reloaded")
 
 
-def test_reloads_of_the_group_with_new_code(hammered):
+def test_reloads_of_the_group_with_new_code(hammered, keep):
     server, script = hammered()
     numbers = iter(range(1_000_000))
 
@@ -76,12 +86,12 @@ def test_reloads_of_the_group_with_new_code(hammered):
         script.write_text(SCRIPT % 0 + f"# {next(numbers)}\n")
         assert server.groups.ask("reload", "site").returncode == 0
 
-    with Load(server, "/", clients=16) as load:
+    with Load(server, "/", clients=16, keep=keep) as load:
         count = repeat(renew, SECONDS / 20)
     judged(server, load, count, "renewed")
 
 
-def test_workers_that_are_killed(hammered):
+def test_workers_that_are_killed(hammered, keep):
     """Only what had begun in the killed process may fail, and visibly."""
     server, _ = hammered()
 
@@ -90,9 +100,9 @@ def test_workers_that_are_killed(hammered):
         if len(pids) == 2:
             os.kill(min(pids), signal.SIGKILL)
 
-    with Load(server, "/", clients=16) as load:
+    with Load(server, "/", clients=16, keep=keep) as load:
         count = repeat(kill, 1)
-    print(f"{server.host}: killed {count} times, {load.count} requests, {len(load.failures)} failed")
+    told(server, load, count, "killed")
     assert load.count > 20 * SECONDS
     assert all(failure.startswith("502") for failure in load.failures), load.failures[:5]
     assert len(load.failures) <= count * 4, "no more than the killed process's threads ran"
@@ -100,23 +110,23 @@ def test_workers_that_are_killed(hammered):
     server.allow_log("ended while it had this request|was killed by SIGKILL")
 
 
-def test_maximum_requests(hammered):
+def test_maximum_requests(hammered, keep):
     server, _ = hammered("maximum-requests=50")
     seen = set()
-    with Load(server, "/", clients=16) as load:
+    with Load(server, "/", clients=16, keep=keep) as load:
         repeat(lambda: seen.update(server.groups.pids()), 0.05)
     judged(server, load, len(seen), "replaced")
 
 
-def test_a_worker_that_leaks(hammered):
+def test_a_worker_that_leaks(hammered, keep):
     server, _ = hammered("memory-limit=100m", leak=100_000)
     seen = set()
-    with Load(server, "/", clients=16) as load:
+    with Load(server, "/", clients=16, keep=keep) as load:
         repeat(lambda: seen.update(server.groups.pids()), 0.1)
     judged(server, load, len(seen), "replaced")
 
 
-def test_supervisors_that_are_killed(hammered):
+def test_supervisors_that_are_killed(hammered, keep):
     server, _ = hammered()
     before = server.groups.pids()
 
@@ -125,7 +135,7 @@ def test_supervisors_that_are_killed(hammered):
             if role == "supervisor":
                 os.kill(pid, signal.SIGKILL)
 
-    with Load(server, "/", clients=16) as load:
+    with Load(server, "/", clients=16, keep=keep) as load:
         count = repeat(kill, 1)
     judged(server, load, count, "killed")
     assert server.groups.pids() == before
