@@ -108,7 +108,9 @@ pub fn say_bye() {
 
 /// A server process begins: it gives no orders.
 pub fn begin_process() {
-    if MASTER.load(Ordering::Relaxed) != std::process::id() {
+    // SAFETY: set before any process begins.
+    let is_master = unsafe { ffi::ngx_process } as i32 == ffi::NGX_PROCESS_SINGLE;
+    if !is_master {
         launch::forget();
     }
 }

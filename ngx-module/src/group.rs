@@ -237,15 +237,21 @@ impl Groups {
                 // SAFETY: as above.
                 unsafe { ffi::hb_await_room(wired.connection.as_ptr()) };
             }
-            Err(error) => self.broken(process, wired, &error.into()),
+            Err(error) => {
+                // What it had answered before it went.
+                self.read(process, wired, true);
+                if self.links.borrow().contains_key(&wired.number) {
+                    self.broken(process, wired, &error.into());
+                }
+            }
         }
     }
 
-    fn read(&self, process: &Process, wired: &Rc<Wired>) {
+    fn read(&self, process: &Process, wired: &Rc<Wired>, to_end: bool) {
         let mut said = Vec::new();
         let mut buffer = process.scratch.take();
         buffer.resize(SCRATCH, 0);
-        let read = wired.link.borrow_mut().read(&mut buffer, |stream, what| said.push((stream, what)));
+        let read = wired.link.borrow_mut().read(&mut buffer, to_end, |stream, what| said.push((stream, what)));
         process.scratch.replace(buffer);
         let mut said = said.into_iter().peekable();
         let mut messages = Vec::new();
@@ -325,7 +331,8 @@ impl Groups {
         let mut again = Vec::new();
         for (number, stream) in streams {
             stream.at.replace(None);
-            let untouched = !wired.link.borrow().has_begun(number) && !process.has_begun(stream.key);
+            // One that lives may still begin it.
+            let untouched = !of_its_own && !wired.link.borrow().has_begun(number) && !process.has_begun(stream.key);
             if stream.gone.get() {
                 process.land(stream.key);
             } else if untouched && process.rewind(stream.key) && stream.upload.borrow_mut().rewind() {
@@ -433,7 +440,9 @@ impl Slot {
 
 called_by_nginx! {
     fn on_readable(event: *mut ngx_event_t) -> (), (); {
-        with_link(event, |process, wired| process.groups.read(process, wired));
+        // SAFETY: nginx's event of this call. It comes once: an end that is not read now is never heard of.
+        let ends = unsafe { (*event).pending_eof() } != 0;
+        with_link(event, |process, wired| process.groups.read(process, wired, ends));
     }
 
     fn on_writable(event: *mut ngx_event_t) -> (), (); {

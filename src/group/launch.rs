@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -26,6 +26,9 @@ pub const LIFE: RawFd = 4;
 
 /// Names the master's descriptors, over reloads that unload the module: order socket, its inode, life pipe.
 const VARIABLE: &str = "HIGHBALL_SUPERVISOR";
+
+/// The same where the module stays: nginx gives its processes another environment.
+static KNOWN: Mutex<Option<String>> = Mutex::new(None);
 
 /// The first of the numbers that the master's descriptors get, beyond those of most servers.
 const FIRST: RawFd = 100;
@@ -55,17 +58,21 @@ pub struct Supervisor {
 impl Supervisor {
     /// The supervisor this master has started before, if it is there.
     pub fn find() -> Option<Supervisor> {
-        let variable = std::env::var(VARIABLE).ok()?;
-        let mut numbers = variable.split(':').map(str::parse::<u64>);
+        let supervisor = Supervisor::known()?;
+        let ready = wait(supervisor.socket(), PollFlags::OUT, Duration::ZERO).ok()?;
+        (!ready.intersects(PollFlags::HUP | PollFlags::ERR)).then_some(supervisor)
+    }
+
+    /// The descriptors of the supervisor this master has started before, whether it is still there or not.
+    fn known() -> Option<Supervisor> {
+        let written = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let written = written.or_else(|| std::env::var(VARIABLE).ok())?;
+        let mut numbers = written.split(':').map(str::parse::<u64>);
         let (orders, inode, life) = (numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?);
         let (orders, life) = (RawFd::try_from(orders).ok()?, RawFd::try_from(life).ok()?);
         let metadata = Path::new("/proc/self/fd").join(orders.to_string()).metadata().ok()?;
-        if !metadata.file_type().is_socket() || metadata.ino() != inode {
-            return None;
-        }
-        let supervisor = Supervisor { orders, life };
-        let ready = wait(supervisor.socket(), PollFlags::OUT, Duration::ZERO).ok()?;
-        (!ready.intersects(PollFlags::HUP | PollFlags::ERR)).then_some(supervisor)
+        let is_ours = metadata.file_type().is_socket() && metadata.ino() == inode;
+        is_ours.then_some(Supervisor { orders, life })
     }
 
     /// Starts one. `command` is the file of the `highball` command.
@@ -74,7 +81,10 @@ impl Supervisor {
     }
 
     fn try_start(command: &Path) -> io::Result<Supervisor> {
-        forget();
+        // Workers of one that has died with its minder end when the server processes that know them have.
+        if let Some(dead) = Supervisor::known() {
+            dead.abandon();
+        }
         let (ours, theirs) = socket::packets()?;
         rustix::net::sockopt::set_socket_passcred(&theirs, true)?;
         let (life, end) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
@@ -88,8 +98,10 @@ impl Supervisor {
         let end = rustix::io::fcntl_dupfd_cloexec(&end, FIRST)?;
         let inode = File::from(orders.try_clone()?).metadata()?.ino();
         let (orders, life) = (leak(orders), leak(end));
+        let written = format!("{orders}:{inode}:{life}");
+        *KNOWN.lock().unwrap_or_else(PoisonError::into_inner) = Some(written.clone());
         // SAFETY: the master has one thread.
-        unsafe { std::env::set_var(VARIABLE, format!("{orders}:{inode}:{life}")) };
+        unsafe { std::env::set_var(VARIABLE, written) };
         Ok(Supervisor { orders, life })
     }
 
@@ -210,10 +222,11 @@ pub fn is_roots_own(file: &Path) -> Result<(), String> {
 /// Closes this process's copy of the order socket, and forgets it: a server process at its start, so that it could give
 /// no orders, and a master before it starts another supervisor. The life pipe stays: it says that the server lives.
 pub fn forget() {
-    if let Some(supervisor) = Supervisor::find() {
+    if let Some(supervisor) = Supervisor::known() {
         // SAFETY: ours, and found by nobody any more.
         drop(unsafe { OwnedFd::from_raw_fd(supervisor.orders) });
     }
+    *KNOWN.lock().unwrap_or_else(PoisonError::into_inner) = None;
     // SAFETY: a server process at its start has one thread, as its master has.
     unsafe { std::env::remove_var(VARIABLE) };
 }

@@ -99,7 +99,7 @@ impl Application {
                 State { callable: Some(callable), .. } if !refused => {
                     let callable = callable.get();
                     drop(state);
-                    if attached.interpreter.host.replaces(&self.name) {
+                    if attached.interpreter.host.replaces(&self.name, &format!("{stamp:?}")) {
                         return Ok(callable);
                     }
                     refused = true;

@@ -30,8 +30,8 @@ pub trait Host: Send + Sync {
     fn wake(&self) {}
 
     /// The script of an application that is loaded has changed. Whether the host replaces this process: the application
-    /// then stays as it is, else it is loaded again. Attached, with no lock held.
-    fn replaces(&self, _application: &str) -> bool {
+    /// then stays as it is, else it is loaded again. `version` tells one change from the next. Attached, with no lock held.
+    fn replaces(&self, _application: &str, _version: &str) -> bool {
         false
     }
 

@@ -321,7 +321,7 @@ pub fn link(data: &[u8]) {
     highball::group::message::welcome(&mut welcome, &greeting);
     let mut buffer = vec![0; 512];
     socket::send(&worker, &welcome, &[page.as_fd()]).unwrap();
-    assert!(link.read(&mut buffer, |_, _| panic!("before any request")).unwrap() && link.is_ready());
+    assert!(link.read(&mut buffer, false, |_, _| panic!("before any request")).unwrap() && link.is_ready());
     let request = Request::builder(0, 0).build();
     let streams: Vec<u32> = (0..3).map(|_| link.open(&Answerer::Listed(1), &request, true).unwrap()).collect();
 
@@ -332,7 +332,7 @@ pub fn link(data: &[u8]) {
         if socket::send(&worker, bytes, if with_file { &files } else { &[] }).is_err() {
             return false;
         }
-        let read = link.read(&mut buffer, |stream, said| {
+        let read = link.read(&mut buffer, false, |stream, said| {
             assert!(streams.contains(&stream) && !ended.contains(&stream), "after its end");
             match said {
                 Said::Head(head) => {
@@ -398,7 +398,7 @@ pub fn connection(data: &[u8]) {
             // Each part of a file can be read once for each time it was sent.
             assert!(read <= sent + sent / frame::HEADER * FILE.len(), "more than was sent");
         }
-        assert_eq!(exchange.send_block(Block::Copied(vec![0])).is_err(), true);
+        assert!(exchange.send_block(Block::Copied(vec![0])).is_err());
     }
 }
 

@@ -81,7 +81,8 @@ class Worker:
         self.output = directory / "output.txt"
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         null = os.open("/dev/null", os.O_RDONLY)
-        extension = os.open(settings["extension"], os.O_RDONLY)
+        there = os.path.exists(settings["extension"])
+        extension = os.open(settings["extension"] if there else "/dev/null", os.O_RDONLY)
         given = {0: null, 1: output, 2: output, 3: memory, 4: control.fileno(), 5: listener.fileno(), 6: life, 7: self.page_file, 8: extension}
         high = {number: fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 100) for number, file in given.items()}
         actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in high.items()]

@@ -203,7 +203,7 @@ impl Group {
             if ready.is_empty() {
                 return Err(io::Error::from(io::ErrorKind::TimedOut).into());
             }
-            if !link.read(&mut buffer, |_, _| {})? || link.is_leaving() {
+            if !link.read(&mut buffer, false, |_, _| {})? || link.is_leaving() {
                 return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
             }
         }
@@ -248,7 +248,7 @@ impl Group {
         drop(files);
         let mut gone = Vec::new();
         for ((number, mut link), ready) in locked.into_iter().zip(ready) {
-            let goes_on = !ready || matches!(link.read(&mut [0; 256], |_, _| {}), Ok(true));
+            let goes_on = !ready || matches!(link.read(&mut [0; 256], false, |_, _| {}), Ok(true));
             if !goes_on || link.is_leaving() {
                 gone.push(number);
             }
@@ -303,7 +303,10 @@ impl Group {
                 if !matches!(error, LinkError::Socket(_)) {
                     passing.client.log(Level::Error, &super::closed(&self.settings, &error));
                 }
-                let again = !passing.begun && passing.upload.sent.is_some() && !passing.link.has_begun(stream);
+                // One that lives may still begin it.
+                let is_gone = matches!(error, LinkError::Socket(_));
+                let again =
+                    is_gone && !passing.begun && passing.upload.sent.is_some() && !passing.link.has_begun(stream);
                 Attempt::Died { again }
             }
         }
@@ -339,10 +342,12 @@ impl Passing<'_> {
         self.upload.resend(self.link, self.stream);
         loop {
             let wants_body = self.gone.is_none() && self.send_body(buffer);
-            self.link.flush()?;
+            // A worker that has gone may have answered before.
+            let flushed = self.link.flush();
             let waits_for_client = wants_body && self.upload.asked;
             // httpd sends "100 Continue" only with a read that waits.
-            if waits_for_client && (self.client.socket().is_none() || self.client.awaits_continue()) {
+            if flushed.is_ok() && waits_for_client && (self.client.socket().is_none() || self.client.awaits_continue())
+            {
                 self.read_body(buffer);
                 continue;
             }
@@ -353,10 +358,14 @@ impl Passing<'_> {
             };
             let worker_patience = self.link.patience(self.socket_timeout);
             let longest = worker_patience.map_or(longest, |patience| patience.min(longest));
+            let longest = if flushed.is_err() { Duration::ZERO } else { longest };
             let events = if self.link.is_full() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let client_events = if wants_body { PollFlags::IN } else { PollFlags::empty() };
             let socket = self.client.socket().filter(|_| self.gone.is_none()).map(|socket| (socket, client_events));
-            let (link_ready, client_ready) = wait((self.link.socket()?, events), socket, longest)?;
+            let (mut link_ready, client_ready) = wait((self.link.socket()?, events), socket, longest)?;
+            if flushed.is_err() {
+                link_ready |= PollFlags::IN;
+            }
             if link_ready.is_empty() && client_ready.is_empty() {
                 if worker_patience.is_some_and(|patience| patience <= longest) {
                     return Err(LinkError::Stuck(self.socket_timeout));
@@ -377,7 +386,7 @@ impl Passing<'_> {
             if link_ready.is_empty() {
                 continue;
             }
-            let open = self.link.read(buffer, |_, what| said.push(what))?;
+            let open = self.link.read(buffer, flushed.is_err(), |_, what| said.push(what))?;
             if let Some(ending) = self.deliver(&mut said) {
                 match ending {
                     _ if self.gone.is_some() => self.client.finish(Outcome::ClientGone),
@@ -386,6 +395,7 @@ impl Passing<'_> {
                 }
                 return Ok(());
             }
+            flushed?;
             if !open {
                 return Err(io::Error::from(io::ErrorKind::ConnectionReset).into());
             }

@@ -253,8 +253,14 @@ impl Link {
         !self.outgoing.is_empty()
     }
 
-    /// Reads all that is there, and gives `take` what the worker says of requests. False: the worker has closed.
-    pub fn read(&mut self, buffer: &mut [u8], mut take: impl FnMut(u32, Said)) -> Result<bool, LinkError> {
+    /// Reads what is there, and gives `take` what the worker says of requests. False: the worker has closed. `to_end`: it
+    /// has or may have, and nobody will say so again.
+    pub fn read(
+        &mut self,
+        buffer: &mut [u8],
+        to_end: bool,
+        mut take: impl FnMut(u32, Said),
+    ) -> Result<bool, LinkError> {
         loop {
             let socket = self.socket()?;
             let (bytes, files) = match socket::receive(socket, buffer) {
@@ -277,7 +283,7 @@ impl Link {
             }
             read?;
             // A message that carries a descriptor ends a read.
-            if bytes < buffer.len() && !had_files {
+            if bytes < buffer.len() && !had_files && !to_end {
                 return Ok(true);
             }
         }

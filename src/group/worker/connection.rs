@@ -202,12 +202,12 @@ impl Connection {
             slots: incoming.slots.1,
             incarnation: self.wire.incarnation,
         };
-        if let Ok(page) = self.wire.page_file.try_clone() {
-            self.append(|batch| {
-                batch.file(page);
-                message::welcome(batch.bytes(), &welcome);
-            });
-        }
+        // Without it the server would wait for ever: better that it connects again, once there are descriptors.
+        let page = self.wire.page_file.try_clone().map_err(|_| Violation::Descriptor(Kind::Welcome))?;
+        self.append(|batch| {
+            batch.file(page);
+            message::welcome(batch.bytes(), &welcome);
+        });
         if self.wire.draining.load(Ordering::SeqCst) {
             self.goaway();
         }

@@ -179,7 +179,7 @@ impl Worker {
             if std::panic::catch_unwind(run).is_err() {
                 let report = Report::new(Code::Panic, "a fault in Highball itself ended a thread of a worker");
                 alive.0.supervisor.log(Level::Crit, &report.remedy("please report it").to_string());
-                alive.0.supervisor.retire("a fault in Highball itself");
+                alive.0.supervisor.retire("a fault in Highball itself", "");
             }
         };
         std::thread::Builder::new().name(name).stack_size(STACK).spawn(run).map(drop)
@@ -334,8 +334,8 @@ impl Host for WorkerHost {
         self.0.supervisor.log(level, text);
     }
 
-    fn replaces(&self, application: &str) -> bool {
-        self.0.supervisor.retire(&format!("the script of application \"{application}\" has changed"));
+    fn replaces(&self, application: &str, version: &str) -> bool {
+        self.0.supervisor.retire(&format!("the script of application \"{application}\" has changed"), version);
         true
     }
 

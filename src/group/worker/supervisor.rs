@@ -1,13 +1,14 @@
 //! What is said to the supervisor, and the thread that hears it. Never attached.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -20,12 +21,13 @@ use crate::log::{self, Level};
 pub struct Supervisor {
     control: OwnedFd,
     closed: AtomicBool,
-    retired: AtomicBool,
+    /// Reasons for which this worker has asked to be replaced, and when.
+    asked: Mutex<HashMap<String, Instant>>,
 }
 
 impl Supervisor {
     pub fn new(control: OwnedFd) -> Supervisor {
-        Supervisor { control, closed: AtomicBool::new(false), retired: AtomicBool::new(false) }
+        Supervisor { control, closed: AtomicBool::new(false), asked: Mutex::default() }
     }
 
     /// Writes a record. May wait for the supervisor, a moment.
@@ -38,10 +40,19 @@ impl Supervisor {
         self.send(&FromWorker::Log { level: LogLevel::from(level), text: text.into() }, PATIENCE);
     }
 
-    /// Asks to be replaced, once. Does not wait.
-    pub fn retire(&self, reason: &str) {
-        if !descriptors::is_fork() && !self.retired.swap(true, Ordering::SeqCst) {
-            self.send(&FromWorker::Retire { reason: cut(reason, LONGEST_TEXT).into() }, Duration::ZERO);
+    /// Asks to be replaced; for one reason not again within [`AGAIN`]. `case` tells apart what the reason's text does not:
+    /// each version of a script is one. Does not wait.
+    pub fn retire(&self, reason: &str, case: &str) {
+        if descriptors::is_fork() {
+            return;
+        }
+        let key = format!("{reason} {case}");
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.get(&key).is_none_or(|last| last.elapsed() >= AGAIN)
+            && self.send(&FromWorker::Retire { reason: cut(reason, LONGEST_TEXT).into() }, Duration::ZERO)
+        {
+            asked.retain(|_, last| last.elapsed() < AGAIN);
+            asked.insert(key, Instant::now());
         }
     }
 
@@ -49,7 +60,8 @@ impl Supervisor {
         self.send(packet, PATIENCE);
     }
 
-    fn send(&self, packet: &FromWorker, patience: Duration) {
+    /// Whether it was sent.
+    fn send(&self, packet: &FromWorker, patience: Duration) -> bool {
         let mut text = serde_json::to_vec(packet).unwrap_or_default();
         if text.len() > LONGEST {
             // Only what an application says can be so long, and its beginning says what there is.
@@ -60,9 +72,10 @@ impl Supervisor {
                 Err(error) if error.kind() == ErrorKind::WouldBlock && !patience.is_zero() => {
                     wait(&mut [PollFd::new(&self.control, PollFlags::OUT)], Some(patience));
                 }
-                _ => return,
+                sent => return sent.is_ok(),
             }
         }
+        false
     }
 }
 
@@ -164,6 +177,9 @@ fn wait(files: &mut [PollFd<'_>], longest: Option<Duration>) {
 /// How long a record waits for a supervisor that has no time.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// What led to nothing, because new processes could not serve, is asked for again after so long.
+const AGAIN: Duration = Duration::from_secs(30);
+
 /// How often the socket's path is looked at when no supervisor is there.
 const PATH_WATCH: Duration = Duration::from_secs(1);
 
@@ -190,13 +206,16 @@ mod tests {
     }
 
     #[test]
-    fn retirement_is_asked_for_once() {
+    fn retirement_is_asked_for_once_for_each_reason() {
         let (ours, theirs) = socket::packets().unwrap();
         let supervisor = Supervisor::new(ours);
-        supervisor.retire("one");
-        supervisor.retire("two");
+        for (reason, case) in [("one", ""), ("one", ""), ("script", "a"), ("script", "b"), ("script", "b")] {
+            supervisor.retire(reason, case);
+        }
         let mut buffer = vec![0; LONGEST];
-        assert!(socket::receive(&theirs, &mut buffer).unwrap().bytes > 0);
+        for _ in 0..3 {
+            assert!(socket::receive(&theirs, &mut buffer).unwrap().bytes > 0);
+        }
         assert_eq!(socket::receive(&theirs, &mut buffer).map(drop).unwrap_err().kind(), ErrorKind::WouldBlock);
     }
 }

@@ -260,8 +260,9 @@ fn answer(worker: &Worker, number: usize, attached: &mut Attached<'_>, job: Job)
     page.set_begun(stream.page_slot, stream.number());
     page.count(false);
     let begun = worker.begun.fetch_add(1, Ordering::Relaxed) + 1;
-    if begun == worker.group().maximum_requests {
-        worker.supervisor.retire("maximum-requests");
+    let most = worker.group().maximum_requests;
+    if most > 0 && begun >= most {
+        worker.supervisor.retire("maximum-requests", "");
     }
     let seat = worker.seats.get(number);
     stream.set_thread(thread);

@@ -144,7 +144,7 @@ impl Watch {
             } else {
                 let title = String::from_utf8_lossy(&running.stream.title()).into_owned();
                 drop(seat);
-                worker.supervisor.retire(&format!("a request did not end when it was interrupted: {title}"));
+                worker.supervisor.retire(&format!("a request did not end when it was interrupted: {title}"), "");
             }
         }
     }
@@ -198,7 +198,7 @@ impl Watch {
                 let report =
                     Report::new(Code::Stuck, cause).remedy("the process is replaced; a thread holds the interpreter");
                 worker.supervisor.log(Level::Crit, &format!("{report}\n{}", running(worker)));
-                worker.supervisor.retire("deadlock-timeout");
+                worker.supervisor.retire("deadlock-timeout", "");
             }
             return;
         }

@@ -69,6 +69,16 @@ fn check(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Takes this supervisor's directory away, and what is left of others beside it.
+pub fn remove(directory: &Path) {
+    std::fs::remove_dir_all(directory).ok();
+    if let Some(root) = directory.parent() {
+        clean(root);
+        // Where there is nothing else.
+        std::fs::remove_dir(root).ok();
+    }
+}
+
 /// Removes what supervisors have left that were killed together with their minders. Where somebody still listens on a
 /// socket it stays: workers serve on until their server is gone.
 fn clean(root: &Path) {
@@ -79,12 +89,19 @@ fn clean(root: &Path) {
         let ours = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == uid);
         if let Some(pid) = pid
             && ours
-            && !Path::new("/proc").join(pid.to_string()).exists()
+            && !runs(pid)
             && !entries(&path).iter().any(|path| is_listened_on(path))
         {
             std::fs::remove_dir_all(path).ok();
         }
     }
+}
+
+/// Whether a process is there and has not ended.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name may contain anything, and ends with the last bracket.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 fn is_listened_on(path: &Path) -> bool {

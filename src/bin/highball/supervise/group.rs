@@ -22,7 +22,10 @@ use super::worker::{Common, Facts, Worker};
 
 pub struct Group {
     pub name: String,
+    /// What the workers in their places are.
     pub wish: Rc<Wish>,
+    /// What the server wants: the same, unless the workers for it are on their way, or did not serve.
+    pub wanted: Rc<Wish>,
     pub generation: u64,
     pub slots: Vec<Slot>,
     /// A new generation on its way.
@@ -35,6 +38,8 @@ pub struct Group {
     pub over: bool,
     /// Why the last new generation failed.
     pub trouble: Option<String>,
+    /// Who waited for a generation that nobody wants any more.
+    forsaken: Vec<u64>,
 }
 
 #[derive(Default)]
@@ -84,16 +89,19 @@ impl Wish {
 
 impl Group {
     pub fn new(name: &str, wish: Wish) -> Group {
+        let wish = Rc::new(wish);
         Group {
             name: name.into(),
             slots: wish.slots(),
-            wish: wish.into(),
+            wanted: wish.clone(),
+            wish,
             generation: 1,
             next: None,
             leaving: Vec::new(),
             stopped: false,
             over: false,
             trouble: None,
+            forsaken: Vec::new(),
         }
     }
 
@@ -104,6 +112,10 @@ impl Group {
         let slot = self.slots.get_mut(worker.facts.slot as usize);
         match slot {
             Some(slot) if !worker.leaving && worker.facts.path == place && slot.worker.is_none() => {
+                if worker.facts.ready {
+                    worker.state = WorkerState::Serving;
+                    worker.deadline = None;
+                }
                 slot.worker = Some(worker);
             }
             _ => {
@@ -127,9 +139,10 @@ impl Group {
     /// Takes over what is wanted now; equal settings leave everything as it is.
     pub fn want(&mut self, wish: Wish, world: &mut World<'_>) {
         self.over = false;
+        self.wanted = wish.into();
         let coming = self.next.as_ref().map_or(&self.wish, |next| &next.wish);
-        if coming.hash != wish.hash {
-            self.renew(wish.into(), None, world);
+        if coming.hash != self.wanted.hash {
+            self.renew(self.wanted.clone(), None, world);
         }
     }
 
@@ -313,7 +326,7 @@ impl Group {
             if self.next.is_none() {
                 let text = format!("process group \"{}\": {reason}; new processes are started", self.name);
                 world.log.write(LogLevel::Notice, 0, &text, "");
-                self.renew(self.wish.clone(), None, world);
+                self.renew(self.wanted.clone(), None, world);
             }
             return;
         }
@@ -443,15 +456,16 @@ impl Group {
             .next
             .as_ref()
             .is_some_and(|next| next.workers.iter().any(|worker| worker.facts.incarnation == incarnation))
-            && let Some(mut next) = self.next.take()
+            && let Some(next) = self.next.take()
         {
-            next.workers.retain(|worker| worker.facts.incarnation != incarnation);
-            self.dismiss(next.workers);
+            let (dead, others) = next.workers.into_iter().partition(|worker| worker.facts.incarnation == incarnation);
+            forget_sockets(dead);
+            self.dismiss(others);
             return self.generation_failed(&report.unwrap_or(text), next.clients, world);
         }
         for slot in &mut self.slots {
             if slot.replacement.as_ref().is_some_and(|worker| worker.facts.incarnation == incarnation) {
-                slot.replacement = None;
+                forget_sockets(slot.replacement.take().into_iter().collect());
                 slot.not_before = Some(Instant::now() + LONGEST_DELAY);
                 return;
             }
@@ -482,6 +496,10 @@ impl Group {
 
     /// Starts what is missing, ends what takes too long, replaces what is too old.
     pub fn tick(&mut self, world: &mut World<'_>) {
+        for client in self.forsaken.drain(..) {
+            let text = format!("process group \"{}\" was stopped before its new processes served", self.name);
+            world.answers.push((client, Answer::failed(text)));
+        }
         for worker in &mut self.leaving {
             if is_over(worker.deadline) {
                 worker.kill(Signal::KILL);
@@ -530,8 +548,10 @@ impl Group {
         let settings = &self.wish.settings;
         let within =
             Duration::from_millis(if server_ends { settings.shutdown_timeout } else { settings.graceful_timeout });
-        let next = self.next.take().map(|next| next.workers).unwrap_or_default();
-        self.dismiss(next);
+        if let Some(next) = self.next.take() {
+            self.dismiss(next.workers);
+            self.forsaken.extend(next.clients);
+        }
         for (number, slot) in self.slots.iter_mut().enumerate() {
             std::fs::remove_file(socket_path(directory, &self.name, number as u32)).ok();
             slot.listener = None;
@@ -554,14 +574,20 @@ impl Group {
 
     pub fn reload(&mut self, client: u64, world: &mut World<'_>) {
         self.stopped = false;
-        let wish = self.next.as_ref().map_or(&self.wish, |next| &next.wish).clone();
-        self.renew(wish, Some(client), world);
+        self.renew(self.wanted.clone(), Some(client), world);
     }
 
     pub fn ask_for_stacks(&self) {
         for worker in self.workers() {
             worker.say(&highball::group::control::ToWorker::Stacks);
         }
+    }
+}
+
+/// Of workers that never came to their places.
+fn forget_sockets(workers: Vec<Worker>) {
+    for worker in workers {
+        std::fs::remove_file(&worker.facts.path).ok();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Workers that take too long to start, and those that have reached a limit.
 #![forbid(unsafe_code)]
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -35,7 +35,7 @@ impl Group {
         for number in 0..self.slots.len() {
             let Some(slot) = self.slots.get_mut(number) else { continue };
             let Some(worker) = &mut slot.worker else { continue };
-            if worker.state != WorkerState::Serving {
+            if worker.state != WorkerState::Serving || worker.gone.is_some() {
                 continue;
             }
             let limits = (worker.facts.settings.memory_limit, worker.facts.settings.memory_limit_hard);
@@ -54,6 +54,10 @@ impl Group {
                 if limits.0 > 0 && resident > limits.0 && slot.retired.is_none() {
                     slot.retired = Some(format!("memory-limit: {} MiB are resident", resident >> 20));
                 }
+            }
+            // Whose process ends has a moment for that.
+            if worker.silent.is_some_and(|since| since.elapsed() >= Duration::from_secs(1)) && slot.retired.is_none() {
+                slot.retired = Some("it has closed its control socket".into());
             }
             if is_over(worker.recycled_at) && slot.retired.is_none() {
                 slot.retired = Some("restart-interval".into());

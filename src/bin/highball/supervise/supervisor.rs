@@ -87,9 +87,7 @@ pub fn run(orders: OwnedFd, life: OwnedFd, minder_socket: OwnedFd, signals: Sign
         supervisor.turn()?;
         if supervisor.ending && supervisor.groups.values().all(Group::is_gone) {
             if !supervisor.own.directory.as_os_str().is_empty() {
-                std::fs::remove_dir_all(&supervisor.own.directory).ok();
-                // Of those above only what is ours and empty goes.
-                supervisor.own.directory.parent().and_then(|parent| std::fs::remove_dir(parent).ok());
+                directory::remove(&supervisor.own.directory);
             }
             keep::over(&supervisor.minder).ok();
             return Ok(());
@@ -113,7 +111,7 @@ enum Woken {
 impl Supervisor {
     /// Takes over what a former supervisor has left with the minder.
     fn restore(&mut self) -> io::Result<()> {
-        let mut workers = Vec::new();
+        let mut workers: Vec<Worker> = Vec::new();
         loop {
             wait(&mut [PollFd::new(&self.minder, PollFlags::IN)], None)?;
             match keep::receive(&self.minder)? {
@@ -138,6 +136,8 @@ impl Supervisor {
         let Some(state) = self.state.clone() else { return Ok(()) };
         self.open_extension(&state)?;
         self.groups = state.groups.keys().map(|name| (name.clone(), Group::new(name, wish(&state, name)))).collect();
+        // Of two for one place the later one has it: the other was to leave.
+        workers.sort_by_key(|worker| std::cmp::Reverse(worker.facts.incarnation));
         for worker in workers {
             self.incarnations = self.incarnations.max(worker.facts.incarnation);
             let name = worker.facts.group.clone();
@@ -186,7 +186,9 @@ impl Supervisor {
             for group in self.groups.values() {
                 for worker in group.workers() {
                     let id = || (group.name.clone(), worker.facts.incarnation);
-                    add(worker.control(), Woken::Says(id().0, id().1));
+                    if let Some(control) = worker.control() {
+                        add(control, Woken::Says(id().0, id().1));
+                    }
                     if worker.gone.is_none() {
                         add(worker.process(), Woken::Died(id().0, id().1));
                     }

@@ -37,6 +37,8 @@ pub struct Worker {
     pub leaving: bool,
     /// Since when its process is gone, where how that came is still to be seen.
     pub gone: Option<Instant>,
+    /// Since when its end of the control socket is closed.
+    pub silent: Option<Instant>,
     /// A signal of the supervisor's ends it.
     pub killed: bool,
     /// Applications that failed to load, with their reports.
@@ -151,6 +153,7 @@ impl Worker {
             since: now,
             leaving: false,
             gone: None,
+            silent: None,
             killed: false,
             failed: Vec::new(),
             report: None,
@@ -180,8 +183,9 @@ impl Worker {
         format!("worker-{}", self.facts.incarnation)
     }
 
-    pub fn control(&self) -> BorrowedFd<'_> {
-        self.control.as_fd()
+    /// Where it speaks, until it has closed that.
+    pub fn control(&self) -> Option<BorrowedFd<'_>> {
+        self.silent.is_none().then(|| self.control.as_fd())
     }
 
     /// Readable once the process has ended.
@@ -199,7 +203,7 @@ impl Worker {
     }
 
     /// What it has said. Nothing of it is trusted: what cannot be read is as if not said.
-    pub fn hear(&self) -> Vec<FromWorker> {
+    pub fn hear(&mut self) -> Vec<FromWorker> {
         let mut buffer = vec![0; LONGEST];
         let mut heard = Vec::new();
         for _ in 0..MOST {
@@ -209,7 +213,12 @@ impl Worker {
                         serde_json::from_slice::<FromWorker>(buffer.get(..received.bytes).unwrap_or_default()).ok(),
                     );
                 }
-                _ => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // Its end, or an application that has closed what is not its own.
+                _ => {
+                    self.silent = Some(Instant::now());
+                    break;
+                }
             }
         }
         heard
@@ -231,6 +240,10 @@ impl Worker {
     pub fn drain(&mut self, within: Duration) {
         self.leaving = true;
         self.facts.leaving = true;
+        if self.silent.is_some() {
+            // It drains then as well, for as long as it was told when it started.
+            pidfd_send_signal(&self.process, Signal::TERM).ok();
+        }
         self.say(&ToWorker::Drain { within: within.as_millis() as u64 });
         self.state = WorkerState::Draining;
         let ends = Instant::now() + within + GRACE + Duration::from_millis(self.facts.settings.shutdown_timeout);
