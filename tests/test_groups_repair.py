@@ -145,3 +145,33 @@ def test_workers_whose_supervisor_and_minder_died_together_end_once_others_serve
     assert until(lambda: len(server.groups.pids()) == 2 and not server.groups.pids() & before, 15)
     assert until(lambda: not any(map(alive, before)), 15)
     assert server.get("/hello").body == b"hello"
+
+
+def test_another_application_is_waited_for_while_new_processes_import_it(serve):
+    """After the reload server processes ask for what the old workers do not have."""
+    one = serve.script("one.wsgi", ANSWERS % "one")
+    two = serve.script("two.wsgi", "import time\ntime.sleep(1.5)\n" + ANSWERS % "two")
+    server = serve(str(one), threads=8, group="processes=2")
+    server.groups.serving(2)
+    with Load(server, "/", expected=None) as load:
+        load.reach(20)
+        server.site.mounts[0].target = str(two)
+        server.configuration.write_text(server.configure())
+        server.reload()
+        served(server, b"two")
+        load.reach(load.count + 50)
+    assert not load.failures, load.failures[:3]
+
+
+def test_an_application_that_never_comes_is_told_after_queue_timeout(serve):
+    one = serve.script("one.wsgi", ANSWERS % "one")
+    two = serve.script("two.wsgi", "import nothing_of_that_name\n")
+    server = serve(str(one), threads=8, group="queue-timeout=1s")
+    served(server, b"one")
+    server.site.mounts[0].target = str(two)
+    server.configuration.write_text(server.configure())
+    server.reload()
+    answered = server.get("/")
+    # New processes cannot replace the old ones, which do not have it: unless they were asked once they were gone.
+    assert answered.status == 500
+    server.allow_log("HB0310|HB0303|do not serve, the old ones stay|a process of the group")

@@ -8,7 +8,9 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use highball::group::client::{self, Link, LinkError, Refusal, Said, Settings, choose, most_outstanding, socket_path};
+use highball::group::client::{
+    self, Link, LinkError, NOT_HERE, Refusal, Said, Settings, choose, most_outstanding, socket_path,
+};
 use highball::group::message::Ending;
 use highball::log::Level;
 use highball::worker::relay::Message;
@@ -38,6 +40,8 @@ pub struct Group {
     slots: RefCell<Vec<Slot>>,
     turn: Cell<usize>,
     queue: RefCell<VecDeque<Queued>>,
+    /// Requests whose application no worker had when they were asked for it: they are queued again, a moment later.
+    later: RefCell<Vec<Queued>>,
 }
 
 #[derive(Default)]
@@ -287,8 +291,15 @@ impl Groups {
             }
             process.deliver_of_group(stream.key, &stream.request, &mut messages, ending);
             messages.clear();
+            if ending == Some(Ending::NotHere) {
+                self.try_later(process, stream);
+            }
         }
         match read {
+            // SAFETY: the connection is watched as long as the link is kept.
+            Ok(true) if wired.link.borrow().has_more() => unsafe {
+                ffi::hb_post_event((*wired.connection.as_ptr()).read);
+            },
             Ok(true) => {}
             Ok(false) => {
                 return self.broken(process, wired, &std::io::Error::from(std::io::ErrorKind::ConnectionReset).into());
@@ -302,6 +313,20 @@ impl Groups {
             }
         }
         self.dispatch_if_any(&wired.group);
+    }
+
+    /// The worker does not have the application; over a reload, another has it, or will.
+    fn try_later(&self, process: &Process, stream: Rc<Stream>) {
+        if stream.gone.get() {
+            process.land(stream.key);
+        } else if process.rewind(stream.key) && stream.upload.borrow_mut().rewind() {
+            stream.queued.set(true);
+            let group = stream.group.clone();
+            group.later.borrow_mut().push(Queued { since: stream.since, stream });
+            self.timer.arm(NOT_HERE);
+        } else {
+            self.refuse(process, &stream, Refusal::NotHere);
+        }
     }
 
     fn dispatch_if_any(&self, group: &Rc<Group>) {
@@ -374,6 +399,13 @@ impl Groups {
         let groups = self.groups.borrow().clone();
         let mut waits = false;
         for group in groups {
+            for waiting in group.later.take() {
+                if waiting.since.elapsed() < group.settings.queue_timeout {
+                    group.queue.borrow_mut().push_back(waiting);
+                } else if !waiting.stream.gone.get() {
+                    self.refuse(process, &waiting.stream, Refusal::NotHere);
+                }
+            }
             loop {
                 let late = {
                     let mut queue = group.queue.borrow_mut();
@@ -387,7 +419,7 @@ impl Groups {
                 }
             }
             self.dispatch_if_any(&group);
-            waits |= !group.queue.borrow().is_empty();
+            waits |= !group.queue.borrow().is_empty() || !group.later.borrow().is_empty();
         }
         if waits {
             self.timer.arm(RETRY);
@@ -419,14 +451,20 @@ impl Groups {
 impl Group {
     fn new(settings: Settings) -> Rc<Group> {
         let slots = (0..settings.processes).map(|_| Slot::default()).collect();
-        Rc::new(Group { settings, slots: RefCell::new(slots), turn: Cell::new(0), queue: RefCell::default() })
+        Rc::new(Group {
+            settings,
+            slots: RefCell::new(slots),
+            turn: Cell::new(0),
+            queue: RefCell::default(),
+            later: RefCell::default(),
+        })
     }
 }
 
 impl Queued {
     fn new(stream: Rc<Stream>) -> Queued {
         stream.queued.set(true);
-        Queued { since: Instant::now(), stream }
+        Queued { since: stream.since, stream }
     }
 }
 

@@ -323,7 +323,7 @@ impl Process {
         match ending {
             Some(Ending::TimedOut) => self.refuse(key, ffi::NGX_HTTP_GATEWAY_TIME_OUT as u16),
             Some(Ending::Outcome(_)) => self.land(key),
-            None => {}
+            Some(Ending::NotHere) | None => {}
         }
     }
 

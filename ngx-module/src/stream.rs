@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Instant;
 
 use highball::exchange::BodyError;
 use highball::group::client::Link;
@@ -18,6 +19,8 @@ pub struct Stream {
     pub request: Request,
     pub answerer: Answerer,
     pub group: Rc<Group>,
+    /// When it came.
+    pub since: Instant,
     /// Where it is, and its number there.
     pub at: RefCell<Option<(Rc<Wired>, u32)>>,
     pub upload: RefCell<Upload>,
@@ -58,6 +61,7 @@ impl Stream {
             request,
             answerer,
             group,
+            since: Instant::now(),
             at: RefCell::default(),
             upload: RefCell::new(upload),
             queued: Cell::new(false),

@@ -49,6 +49,9 @@ pub fn choose(workers: usize, most: usize, turn: usize, outstanding: impl Fn(usi
     free.min_by_key(|(_, count)| *count).map(|(slot, _)| slot)
 }
 
+/// How soon a request that a worker does not have the application of is tried again.
+pub const NOT_HERE: Duration = Duration::from_millis(20);
+
 /// Why a group does not take a request.
 #[derive(Debug, Clone, Copy)]
 pub enum Refusal {
@@ -56,6 +59,8 @@ pub enum Refusal {
     TooLate,
     /// Its headers are longer than a worker takes.
     TooLong,
+    /// No worker has had its application in time.
+    NotHere,
 }
 
 impl Refusal {
@@ -65,12 +70,22 @@ impl Refusal {
             Refusal::QueueFull => 503,
             Refusal::TooLate => 504,
             Refusal::TooLong => 431,
+            Refusal::NotHere => 500,
         }
     }
 
     pub fn report(self, group: &Settings) -> Report {
         let refused = format!("the process group \"{}\" did not take the request: ", group.name);
         match self {
+            Refusal::NotHere => {
+                let cause = format!(
+                    "{refused}none of its processes had the application within {:?} (queue-timeout); the client got \
+                     status 500",
+                    group.queue_timeout
+                );
+                Report::new(Code::NotOfGroup, cause)
+                    .remedy("`highball status` shows why processes with the new configuration do not serve")
+            }
             Refusal::TooLong => {
                 let most = super::request::LONGEST / 1024;
                 let cause = format!("{refused}its headers are longer than {most} KiB; the client got status 431");

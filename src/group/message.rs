@@ -18,6 +18,8 @@ pub enum Ending {
     Outcome(Outcome),
     /// The request's time was over before its head was sent: 504.
     TimedOut,
+    /// The worker does not have the application, and nothing has begun: another one may have it, or will.
+    NotHere,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,6 +193,7 @@ pub fn finish(out: &mut Vec<u8>, stream: u32, ending: Ending) {
         Ending::Outcome(Outcome::Truncated) => 2,
         Ending::Outcome(Outcome::ClientGone) => 3,
         Ending::TimedOut => 4,
+        Ending::NotHere => 5,
     };
     frame::put(out, stream, Kind::Finish, END, &[number]);
 }
@@ -202,6 +205,7 @@ pub fn read_finish(frame: &Frame<'_>) -> Result<Ending, Violation> {
         2 => Some(Ending::Outcome(Outcome::Truncated)),
         3 => Some(Ending::Outcome(Outcome::ClientGone)),
         4 => Some(Ending::TimedOut),
+        5 => Some(Ending::NotHere),
         _ => None,
     })
 }
@@ -260,7 +264,7 @@ mod tests {
             body_failed(&mut out, 3, &error);
             assert_eq!(read_body_failed(&only(&out)), Ok(error));
         }
-        for ending in [Ending::Outcome(Outcome::Truncated), Ending::TimedOut] {
+        for ending in [Ending::Outcome(Outcome::Truncated), Ending::TimedOut, Ending::NotHere] {
             out.clear();
             finish(&mut out, 3, ending);
             assert_eq!(read_finish(&only(&out)), Ok(ending));

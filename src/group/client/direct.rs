@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{Link, LinkError, Refusal, Said, Settings, choose, most_outstanding, socket_path};
+use super::{Link, LinkError, NOT_HERE, Refusal, Said, Settings, choose, most_outstanding, socket_path};
 use crate::exchange::{Block, BodyError, ClientGone, Exchange, Outcome};
 use crate::group::message::Ending;
 use crate::group::request::Answerer;
@@ -82,6 +82,10 @@ enum Attempt {
     },
     /// It was not sent.
     TooLong,
+    /// The worker does not have the application; whether it may be asked for again.
+    NotHere {
+        again: bool,
+    },
 }
 
 /// The body on its way to a worker.
@@ -120,10 +124,14 @@ impl Group {
                 Err(refusal) => return self.refuse(client, refusal),
             };
             let attempt = self.attempt(&mut lease.link, client, answerer, &mut upload);
-            self.release(lease, matches!(attempt, Attempt::Done | Attempt::TooLong));
+            self.release(lease, matches!(attempt, Attempt::Done | Attempt::TooLong | Attempt::NotHere { .. }));
             match attempt {
                 Attempt::Done | Attempt::Gone => return,
                 Attempt::TooLong => return self.refuse(client, Refusal::TooLong),
+                Attempt::NotHere { again } if again && Instant::now() + NOT_HERE < deadline => {
+                    std::thread::sleep(NOT_HERE);
+                }
+                Attempt::NotHere { .. } => return self.refuse(client, Refusal::NotHere),
                 Attempt::Died { again: true } => {}
                 Attempt::Died { again: false } => {
                     client.log(Level::Error, &super::ended(&self.settings).to_string());
@@ -294,7 +302,8 @@ impl Group {
         let socket_timeout = self.settings.socket_timeout;
         let mut passing = Passing { link, stream, client, upload, socket_timeout, begun: false, gone: None };
         match passing.run() {
-            Ok(()) => Attempt::Done,
+            Ok(true) => Attempt::Done,
+            Ok(false) => Attempt::NotHere { again: passing.upload.sent.is_some() },
             Err(_) if passing.gone.is_some() => {
                 passing.client.finish(Outcome::ClientGone);
                 Attempt::Gone
@@ -327,8 +336,8 @@ struct Passing<'a> {
 }
 
 impl Passing<'_> {
-    /// Passes both directions on until FINISH.
-    fn run(&mut self) -> Result<(), LinkError> {
+    /// Passes both directions on until FINISH. False: the worker does not have the application.
+    fn run(&mut self) -> Result<bool, LinkError> {
         // One for each thread, for its life: making it costs more than most requests.
         let mut buffer = BUFFER.take();
         buffer.resize(SCRATCH, 0);
@@ -337,7 +346,7 @@ impl Passing<'_> {
         passed
     }
 
-    fn pass(&mut self, buffer: &mut [u8]) -> Result<(), LinkError> {
+    fn pass(&mut self, buffer: &mut [u8]) -> Result<bool, LinkError> {
         let mut said = Vec::new();
         self.upload.resend(self.link, self.stream);
         loop {
@@ -390,10 +399,11 @@ impl Passing<'_> {
             if let Some(ending) = self.deliver(&mut said) {
                 match ending {
                     _ if self.gone.is_some() => self.client.finish(Outcome::ClientGone),
+                    Ending::NotHere => return Ok(false),
                     Ending::TimedOut => self.client.refuse(504),
                     Ending::Outcome(outcome) => self.client.finish(outcome),
                 }
-                return Ok(());
+                return Ok(true);
             }
             flushed?;
             if !open {

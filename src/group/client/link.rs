@@ -28,6 +28,7 @@ pub struct Link {
     /// Since when the socket has taken nothing of what waits.
     full: Option<Instant>,
     reader: Reader,
+    has_more: bool,
     assembly: Assembly,
     state: Greeting,
     window: u64,
@@ -51,6 +52,8 @@ struct Open {
     page_slot: u32,
     /// Its head has come.
     has_head: bool,
+    /// Files that were sent: each is a descriptor until the client has it.
+    files: usize,
     /// Bytes of blocks that were not confirmed as taken.
     unsent: u64,
     /// Bytes of its body that may still be sent.
@@ -102,6 +105,7 @@ impl Link {
             outgoing,
             full: None,
             reader: Reader::default(),
+            has_more: false,
             assembly: Assembly::default(),
             state: Greeting::Awaited,
             window: 0,
@@ -152,7 +156,8 @@ impl Link {
         let flags = if has_body { 0 } else { END };
         frame::put(self.outgoing.bytes(), stream, Kind::Request, flags, &self.scratch);
         self.scratch.shrink_to(KEPT);
-        let open = Open { page_slot, has_head: false, unsent: 0, allowed: BODY_WINDOW, body_ended: !has_body };
+        let open =
+            Open { page_slot, has_head: false, files: 0, unsent: 0, allowed: BODY_WINDOW, body_ended: !has_body };
         self.streams.insert(stream, open);
         Some(stream)
     }
@@ -261,7 +266,8 @@ impl Link {
         to_end: bool,
         mut take: impl FnMut(u32, Said),
     ) -> Result<bool, LinkError> {
-        loop {
+        self.has_more = false;
+        for _ in 0..READS {
             let socket = self.socket()?;
             let (bytes, files) = match socket::receive(socket, buffer) {
                 Ok(received) if received.bytes == 0 => return Ok(false),
@@ -287,6 +293,13 @@ impl Link {
                 return Ok(true);
             }
         }
+        self.has_more = true;
+        Ok(true)
+    }
+
+    /// Whether the last [`read`](Self::read) left something, so that others have their turn.
+    pub fn has_more(&self) -> bool {
+        self.has_more
     }
 
     fn frame(
@@ -338,6 +351,10 @@ impl Link {
                 if length == 0 {
                     return Ok(());
                 }
+                open.files += 1;
+                if open.files > MOST_FILES {
+                    return Err(unexpected);
+                }
                 Said::File(FileRange { file: file.into(), offset, length })
             }
             (Kind::Head, _) => {
@@ -381,6 +398,12 @@ impl Link {
         Ok(())
     }
 }
+
+/// Reads before others have their turn.
+const READS: usize = 16;
+
+/// Files in one response; a worker sends one.
+const MOST_FILES: usize = 8;
 
 /// Bytes of BODY that may be sent before any were read.
 const BODY_WINDOW: u64 = 64 * 1024;

@@ -26,6 +26,7 @@ use crate::error::{Code, Report};
 use crate::exchange::Outcome;
 use crate::group::message::Ending;
 use crate::group::page::{Entry, Phase};
+use crate::group::request::Answerer;
 use crate::log::Level;
 use crate::python::{Attached, ThreadId, current_thread, serve};
 use crate::worker::queue;
@@ -243,6 +244,9 @@ fn answer(worker: &Worker, number: usize, attached: &mut Attached<'_>, job: Job)
         return late(&stream, now.duration_since(received));
     }
     let Some(application) = worker.applications.find(&answerer) else {
+        if let Answerer::Listed(_) = answerer {
+            return stream.finish(Ending::NotHere);
+        }
         let report = Report::new(
             Code::NotOfGroup,
             format!(

@@ -16,9 +16,9 @@ use highball::settings::Target;
 
 use super::control::Answer;
 use super::death::{self, Ended};
-use super::is_over;
 use super::log::Log;
 use super::worker::{Common, Facts, Worker};
+use super::{is_over, limits};
 
 pub struct Group {
     pub name: String,
@@ -215,10 +215,7 @@ impl Group {
         } else {
             PathBuf::from(format!("{}.{incarnation}", place.display()))
         };
-        let mut settings = wish.settings.clone();
-        for limit in [&mut settings.maximum_requests, &mut settings.restart_interval, &mut settings.memory_limit] {
-            *limit = (*limit as f64 * (0.9 + 0.2 * random())) as u64;
-        }
+        let settings = limits::with_jitter(&wish.settings);
         let facts = Facts {
             group: self.name.clone(),
             slot,
@@ -593,13 +590,6 @@ fn forget_sockets(workers: Vec<Worker>) {
 
 pub fn place_of(group: &str, pid: u32) -> String {
     format!(", process group: \"{group}\", pid: {pid}")
-}
-
-/// From 0 up to 1.
-fn random() -> f64 {
-    let mut bytes = [0; 4];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).ok();
-    f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
 }
 
 const UNWIND: Duration = Duration::from_millis(1500);

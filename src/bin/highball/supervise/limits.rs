@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use highball::group::control::{LogLevel, WorkerState};
+use highball::group::state;
 
 use super::group::{Group, LONGEST_DELAY, World, place_of};
 use super::log::Log;
@@ -93,4 +94,20 @@ impl Group {
             }
         }
     }
+}
+
+/// Every limit that replaces a worker, up to a tenth more or less: not all of them are to be replaced at once.
+pub fn with_jitter(settings: &state::Group) -> state::Group {
+    let mut settings = settings.clone();
+    for limit in [&mut settings.maximum_requests, &mut settings.restart_interval, &mut settings.memory_limit] {
+        *limit = (*limit as f64 * (0.9 + 0.2 * random())) as u64;
+    }
+    settings
+}
+
+/// From 0 up to 1.
+fn random() -> f64 {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).ok();
+    f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
 }
