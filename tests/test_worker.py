@@ -330,7 +330,8 @@ def test_what_is_not_of_the_group_is_refused(start, tmp_path):
         script.write_text("def application(e, s):\n    s('200 OK', [])\n    return [b'script']\n")
     connection = start(scripts=[str(tmp_path / "scripts")]).connect()
     assert connection.get("/x", script=str(inside)).body == b"script"
-    for options in ({"script": str(outside)}, {"script": f"{tmp_path}/scripts/../out.wsgi"}, {"target": "other:application"}):
+    assert connection.get("/x", target="other:application").outcome == wire.NOT_HERE
+    for options in ({"script": str(outside)}, {"script": f"{tmp_path}/scripts/../out.wsgi"}):
         answer = connection.get("/x", **options)
         assert answer.outcome == wire.FAILED and "HB0310" in answer.logs[0][1], options
 
