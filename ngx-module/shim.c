@@ -9,6 +9,17 @@ hb_post_event(ngx_event_t *event)
     ngx_post_event(event, &ngx_posted_events);
 }
 
+/* In the next turn of the loop. */
+void
+hb_post_next_event(ngx_event_t *event)
+{
+#if (nginx_version >= 1017005)
+    ngx_post_event(event, &ngx_posted_next_events);
+#else
+    ngx_post_event(event, &ngx_posted_events);
+#endif
+}
+
 void
 hb_delete_posted_event(ngx_event_t *event)
 {

@@ -11,6 +11,7 @@ extern const ngx_uint_t hb_http_module;
 
 void hb_post_event(ngx_event_t *event);
 void hb_delete_posted_event(ngx_event_t *event);
+void hb_post_next_event(ngx_event_t *event);
 void hb_add_timer(ngx_event_t *event, ngx_msec_t time);
 void hb_del_timer(ngx_event_t *event);
 ngx_int_t hb_add_read_event(ngx_connection_t *c);

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use highball::group::client::{
-    self, Link, LinkError, NOT_HERE, Refusal, Said, Settings, choose, most_outstanding, socket_path,
+    self, LONGEST_NOT_HERE, Link, LinkError, MOST_NOT_HERE, NOT_HERE, Refusal, Said, Settings, choose,
+    most_outstanding, socket_path,
 };
 use highball::group::message::Ending;
 use highball::log::Level;
@@ -33,6 +34,8 @@ pub struct Groups {
     timer: Event,
     /// While workers take nothing of what is sent to them.
     stuck: Event,
+    /// While requests wait for workers that have their applications.
+    later: Event,
 }
 
 pub struct Group {
@@ -40,8 +43,8 @@ pub struct Group {
     slots: RefCell<Vec<Slot>>,
     turn: Cell<usize>,
     queue: RefCell<VecDeque<Queued>>,
-    /// Requests whose application no worker had when they were asked for it: they are queued again, a moment later.
-    later: RefCell<Vec<Queued>>,
+    /// Requests whose application no worker had that was asked: they are sent again, a moment later.
+    later: RefCell<Vec<Rc<Stream>>>,
 }
 
 #[derive(Default)]
@@ -77,6 +80,7 @@ impl Groups {
             write: Event::new(wake, log, on_write_all),
             timer: Event::new(wake, log, on_timer),
             stuck: Event::new(wake, log, on_stuck),
+            later: Event::new(wake, log, on_later),
         };
         groups.update(settings);
         groups
@@ -116,20 +120,13 @@ impl Groups {
 
     /// Gives waiting requests to workers that have room.
     fn dispatch(&self, group: &Rc<Group>) {
-        let most = most_outstanding(group.settings.threads);
         loop {
             let Some(stream) = group.queue.borrow().front().map(|queued| queued.stream.clone()) else { return };
             if stream.gone.get() {
                 group.queue.borrow_mut().pop_front();
                 continue;
             }
-            let chosen = {
-                let slots = group.slots.borrow();
-                let outstanding = |slot| slots.get(slot).and_then(Slot::outstanding);
-                choose(slots.len(), most, group.turn.get(), outstanding).and_then(|slot| slots.get(slot)?.wired.clone())
-            };
-            let Some(wired) = chosen else { break };
-            group.turn.set(wired.slot + 1);
+            let Some(wired) = group.choose() else { break };
             group.queue.borrow_mut().pop_front();
             stream.queued.set(false);
             self.send(&wired, &stream);
@@ -298,7 +295,7 @@ impl Groups {
         match read {
             // SAFETY: the connection is watched as long as the link is kept.
             Ok(true) if wired.link.borrow().has_more() => unsafe {
-                ffi::hb_post_event((*wired.connection.as_ptr()).read);
+                ffi::hb_post_next_event((*wired.connection.as_ptr()).read);
             },
             Ok(true) => {}
             Ok(false) => {
@@ -319,13 +316,44 @@ impl Groups {
     fn try_later(&self, process: &Process, stream: Rc<Stream>) {
         if stream.gone.get() {
             process.land(stream.key);
-        } else if process.rewind(stream.key) && stream.upload.borrow_mut().rewind() {
+            return;
+        }
+        let group = stream.group.clone();
+        let longest = group.settings.queue_timeout.min(LONGEST_NOT_HERE);
+        let again = stream.since.elapsed() < longest && group.later.borrow().len() < MOST_NOT_HERE;
+        if again && process.rewind(stream.key) && stream.upload.borrow_mut().rewind() {
             stream.queued.set(true);
-            let group = stream.group.clone();
-            group.later.borrow_mut().push(Queued { since: stream.since, stream });
-            self.timer.arm(NOT_HERE);
+            group.later.borrow_mut().push(stream);
+            self.later.arm(NOT_HERE);
         } else {
             self.refuse(process, &stream, Refusal::NotHere);
+        }
+    }
+
+    /// Sends those again whose application no worker has had, where nobody else waits for a worker.
+    fn on_later(&self, process: &Process) {
+        let groups = self.groups.borrow().clone();
+        for group in groups {
+            for stream in group.later.take() {
+                if stream.gone.get() {
+                    continue;
+                }
+                let wired = Some(()).filter(|()| group.queue.borrow().is_empty()).and_then(|()| group.choose());
+                match wired {
+                    Some(wired) => {
+                        stream.queued.set(false);
+                        self.send(&wired, &stream);
+                    }
+                    None if stream.since.elapsed() >= group.settings.queue_timeout => {
+                        self.refuse(process, &stream, Refusal::NotHere);
+                    }
+                    None => group.later.borrow_mut().push(stream),
+                }
+            }
+            if !group.later.borrow().is_empty() {
+                self.connect(&group);
+                self.later.arm(NOT_HERE);
+            }
         }
     }
 
@@ -399,13 +427,6 @@ impl Groups {
         let groups = self.groups.borrow().clone();
         let mut waits = false;
         for group in groups {
-            for waiting in group.later.take() {
-                if waiting.since.elapsed() < group.settings.queue_timeout {
-                    group.queue.borrow_mut().push_back(waiting);
-                } else if !waiting.stream.gone.get() {
-                    self.refuse(process, &waiting.stream, Refusal::NotHere);
-                }
-            }
             loop {
                 let late = {
                     let mut queue = group.queue.borrow_mut();
@@ -419,7 +440,7 @@ impl Groups {
                 }
             }
             self.dispatch_if_any(&group);
-            waits |= !group.queue.borrow().is_empty() || !group.later.borrow().is_empty();
+            waits |= !group.queue.borrow().is_empty();
         }
         if waits {
             self.timer.arm(RETRY);
@@ -458,6 +479,19 @@ impl Group {
             queue: RefCell::default(),
             later: RefCell::default(),
         })
+    }
+}
+
+impl Group {
+    /// The worker whose turn it is, if one has room.
+    fn choose(&self) -> Option<Rc<Wired>> {
+        let most = most_outstanding(self.settings.threads);
+        let slots = self.slots.borrow();
+        let outstanding = |slot| slots.get(slot).and_then(Slot::outstanding);
+        let chosen = choose(slots.len(), most, self.turn.get(), outstanding)?;
+        let wired = slots.get(chosen)?.wired.clone()?;
+        self.turn.set(chosen + 1);
+        Some(wired)
     }
 }
 
@@ -500,6 +534,12 @@ called_by_nginx! {
     fn on_timer(_event: *mut ngx_event_t) -> (), (); {
         if let Some(process) = Process::current() {
             process.groups.on_timer(process);
+        }
+    }
+
+    fn on_later(_event: *mut ngx_event_t) -> (), (); {
+        if let Some(process) = Process::current() {
+            process.groups.on_later(process);
         }
     }
 

@@ -50,7 +50,11 @@ pub fn choose(workers: usize, most: usize, turn: usize, outstanding: impl Fn(usi
 }
 
 /// How soon a request that a worker does not have the application of is tried again.
-pub const NOT_HERE: Duration = Duration::from_millis(20);
+pub const NOT_HERE: Duration = Duration::from_millis(100);
+
+/// How many requests of a server process may wait for that, and how long at most.
+pub const MOST_NOT_HERE: usize = 64;
+pub const LONGEST_NOT_HERE: Duration = Duration::from_secs(60);
 
 /// Why a group does not take a request.
 #[derive(Debug, Clone, Copy)]

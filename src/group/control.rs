@@ -20,7 +20,12 @@ pub enum FromWorker {
     /// A record outside any request.
     Log { level: LogLevel, text: String },
     /// It wants to be replaced, for this reason.
-    Retire { reason: String },
+    /// `case` tells apart what the reason does not: each version of a script is one.
+    Retire {
+        reason: String,
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        case: String,
+    },
     /// The answer to [`ToWorker::Stacks`].
     Stacks { text: String },
     /// All connections are closed; it ends.
@@ -94,7 +99,7 @@ mod tests {
 
     #[test]
     fn packets_are_objects_with_a_name() {
-        let packet = FromWorker::Retire { reason: "maximum-requests".into() };
+        let packet = FromWorker::Retire { reason: "maximum-requests".into(), case: String::new() };
         let text = serde_json::to_string(&packet).unwrap();
         assert_eq!(text, r#"{"say":"retire","reason":"maximum-requests"}"#);
         assert_eq!(serde_json::from_str::<FromWorker>(&text).unwrap(), packet);

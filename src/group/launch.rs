@@ -36,6 +36,8 @@ const FIRST: RawFd = 100;
 /// The answer to an order is waited for no longer than this: it is given before anything is done.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+const AGAIN: Duration = Duration::from_secs(1);
+
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error("the supervisor \"{}\" cannot be started: {error}", command.display())]
@@ -148,10 +150,19 @@ impl Supervisor {
     }
 
     fn ask(&self, packet: &[u8], files: &[BorrowedFd<'_>]) -> io::Result<String> {
-        socket::send(self.socket(), packet, files)?;
         let mut buffer = [0; 4096];
-        if wait(self.socket(), PollFlags::IN, PATIENCE)?.is_empty() {
-            return Err(io::ErrorKind::TimedOut.into());
+        // The answer to an order that was given twice.
+        while socket::receive(self.socket(), &mut buffer).is_ok_and(|received| received.bytes > 0) {}
+        let deadline = Instant::now() + PATIENCE;
+        // A supervisor that is killed takes along what it had not answered: the next one is asked again.
+        loop {
+            socket::send(self.socket(), packet, files)?;
+            if !wait(self.socket(), PollFlags::IN, AGAIN)?.is_empty() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         let received = socket::receive(self.socket(), &mut buffer)?;
         if received.bytes == 0 {

@@ -3,12 +3,16 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::{Link, LinkError, NOT_HERE, Refusal, Said, Settings, choose, most_outstanding, socket_path};
+use super::{
+    LONGEST_NOT_HERE, Link, LinkError, MOST_NOT_HERE, NOT_HERE, Refusal, Said, Settings, choose, most_outstanding,
+    socket_path,
+};
 use crate::exchange::{Block, BodyError, ClientGone, Exchange, Outcome};
 use crate::group::message::Ending;
 use crate::group::request::Answerer;
@@ -43,6 +47,8 @@ pub struct Group {
     state: Mutex<State>,
     /// Signalled when a worker has room.
     freed: Condvar,
+    /// Threads whose requests no worker has had the application of.
+    not_here: AtomicUsize,
 }
 
 struct State {
@@ -76,16 +82,14 @@ enum Attempt {
     Done,
     /// The client has left, and the worker has not noticed yet.
     Gone,
-    /// The connection broke off; whether another worker may try.
-    Died {
-        again: bool,
-    },
+    /// The connection broke off before the request had begun: another worker may try.
+    Again,
+    /// The connection broke off.
+    Died,
     /// It was not sent.
     TooLong,
-    /// The worker does not have the application; whether it may be asked for again.
-    NotHere {
-        again: bool,
-    },
+    /// The worker does not have the application.
+    NotHere,
 }
 
 /// The body on its way to a worker.
@@ -105,12 +109,18 @@ impl Group {
 
     pub fn new(settings: Settings) -> Group {
         let slots = (0..settings.processes).map(|_| Slot::default()).collect();
-        Group { settings, state: Mutex::new(State { slots, turn: 0, waiting: 0 }), freed: Condvar::new() }
+        Group {
+            settings,
+            state: Mutex::new(State { slots, turn: 0, waiting: 0 }),
+            freed: Condvar::new(),
+            not_here: AtomicUsize::new(0),
+        }
     }
 
     /// Has a worker answer the request. Returns when the exchange is over.
     pub fn serve(&self, client: &mut dyn Client, answerer: &Answerer) {
-        let deadline = Instant::now() + self.settings.queue_timeout;
+        let began = Instant::now();
+        let deadline = began + self.settings.queue_timeout;
         let has_body = client.request().body() != BodyLength::Absent;
         let mut upload = Upload {
             has_body,
@@ -124,21 +134,33 @@ impl Group {
                 Err(refusal) => return self.refuse(client, refusal),
             };
             let attempt = self.attempt(&mut lease.link, client, answerer, &mut upload);
-            self.release(lease, matches!(attempt, Attempt::Done | Attempt::TooLong | Attempt::NotHere { .. }));
+            self.release(lease, matches!(attempt, Attempt::Done | Attempt::TooLong | Attempt::NotHere));
             match attempt {
                 Attempt::Done | Attempt::Gone => return,
                 Attempt::TooLong => return self.refuse(client, Refusal::TooLong),
-                Attempt::NotHere { again } if again && Instant::now() + NOT_HERE < deadline => {
-                    std::thread::sleep(NOT_HERE);
-                }
-                Attempt::NotHere { .. } => return self.refuse(client, Refusal::NotHere),
-                Attempt::Died { again: true } => {}
-                Attempt::Died { again: false } => {
+                Attempt::NotHere if upload.sent.is_some() && self.sleeps(began, deadline) => {}
+                Attempt::NotHere => return self.refuse(client, Refusal::NotHere),
+                Attempt::Again => {}
+                Attempt::Died => {
                     client.log(Level::Error, &super::ended(&self.settings).to_string());
                     return client.refuse(502);
                 }
             }
         }
+    }
+
+    /// Waits before a request is tried again whose application a worker does not have. False: that is not to be tried.
+    fn sleeps(&self, began: Instant, deadline: Instant) -> bool {
+        if Instant::now() + NOT_HERE >= deadline || began.elapsed() >= LONGEST_NOT_HERE {
+            return false;
+        }
+        let others = self.not_here.fetch_add(1, Ordering::Relaxed);
+        let sleeps = others < MOST_NOT_HERE;
+        if sleeps {
+            std::thread::sleep(NOT_HERE);
+        }
+        self.not_here.fetch_sub(1, Ordering::Relaxed);
+        sleeps
     }
 
     fn refuse(&self, client: &mut dyn Client, refusal: Refusal) {
@@ -303,7 +325,7 @@ impl Group {
         let mut passing = Passing { link, stream, client, upload, socket_timeout, begun: false, gone: None };
         match passing.run() {
             Ok(true) => Attempt::Done,
-            Ok(false) => Attempt::NotHere { again: passing.upload.sent.is_some() },
+            Ok(false) => Attempt::NotHere,
             Err(_) if passing.gone.is_some() => {
                 passing.client.finish(Outcome::ClientGone);
                 Attempt::Gone
@@ -316,7 +338,7 @@ impl Group {
                 let is_gone = matches!(error, LinkError::Socket(_));
                 let again =
                     is_gone && !passing.begun && passing.upload.sent.is_some() && !passing.link.has_begun(stream);
-                Attempt::Died { again }
+                if again { Attempt::Again } else { Attempt::Died }
             }
         }
     }
@@ -376,7 +398,7 @@ impl Passing<'_> {
                 link_ready |= PollFlags::IN;
             }
             if link_ready.is_empty() && client_ready.is_empty() {
-                if worker_patience.is_some_and(|patience| patience <= longest) {
+                if self.link.patience(self.socket_timeout) == Some(Duration::ZERO) {
                     return Err(LinkError::Stuck(self.socket_timeout));
                 }
                 if self.gone.is_some() {

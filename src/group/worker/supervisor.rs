@@ -49,7 +49,10 @@ impl Supervisor {
         let key = format!("{reason} {case}");
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.get(&key).is_none_or(|last| last.elapsed() >= AGAIN)
-            && self.send(&FromWorker::Retire { reason: cut(reason, LONGEST_TEXT).into() }, Duration::ZERO)
+            && self.send(
+                &FromWorker::Retire { reason: cut(reason, LONGEST_TEXT).into(), case: case.into() },
+                Duration::ZERO,
+            )
         {
             asked.retain(|_, last| last.elapsed() < AGAIN);
             asked.insert(key, Instant::now());
@@ -85,7 +88,7 @@ fn shortened(packet: &FromWorker) -> FromWorker {
         FromWorker::Log { level, text } => FromWorker::Log { level: *level, text: short(text) },
         FromWorker::Stacks { text } => FromWorker::Stacks { text: short(text) },
         FromWorker::Failed { report } => FromWorker::Failed { report: short(report) },
-        FromWorker::Retire { reason } => FromWorker::Retire { reason: short(reason) },
+        FromWorker::Retire { reason, case } => FromWorker::Retire { reason: short(reason), case: case.clone() },
         FromWorker::Ready { failed } => {
             let each = LONGEST / 8 / failed.len().max(1);
             let cut = |text: &String| cut(text, each / 2).to_string();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use highball::group::client::socket_path;
-use highball::group::control::{FromWorker, LogLevel, WorkerState};
+use highball::group::control::{FromWorker, LogLevel, ToWorker, WorkerState};
 use highball::group::state;
 use highball::settings::Target;
 
@@ -40,6 +40,8 @@ pub struct Group {
     pub trouble: Option<String>,
     /// Who waited for a generation that nobody wants any more.
     forsaken: Vec<u64>,
+    /// The last change of a script that new processes were started for.
+    pub tried: Option<(String, Instant)>,
 }
 
 #[derive(Default)]
@@ -102,6 +104,7 @@ impl Group {
             over: false,
             trouble: None,
             forsaken: Vec::new(),
+            tried: None,
         }
     }
 
@@ -113,6 +116,8 @@ impl Group {
         match slot {
             Some(slot) if !worker.leaving && worker.facts.path == place && slot.worker.is_none() => {
                 if worker.facts.ready {
+                    // It may not have been told.
+                    worker.say(&ToWorker::Serve);
                     worker.state = WorkerState::Serving;
                     worker.deadline = None;
                 }
@@ -129,10 +134,11 @@ impl Group {
 
     /// After workers were adopted: those with other settings than wanted are replaced.
     pub fn settle(&mut self, world: &mut World<'_>) {
-        let old =
-            self.slots.iter().filter_map(|slot| slot.worker.as_ref()).any(|worker| worker.facts.hash != self.wish.hash);
-        if old {
-            self.renew(self.wish.clone(), None, world);
+        let workers = self.slots.iter().filter_map(|slot| slot.worker.as_ref());
+        let old = workers.map(|worker| &worker.facts).find(|facts| facts.hash != self.wanted.hash);
+        if let Some(Facts { settings, hash, .. }) = old.cloned() {
+            self.wish = Rc::new(Wish { settings, hash, key_hash: self.wanted.key_hash.clone() });
+            self.renew(self.wanted.clone(), None, world);
         }
     }
 
@@ -301,33 +307,13 @@ impl Group {
                     }
                     self.trouble = Some(report);
                 }
-                FromWorker::Retire { reason } => self.retire(incarnation, reason, world),
+                FromWorker::Retire { reason, case } => self.retire(incarnation, reason, &case, world),
                 FromWorker::Stacks { text } => {
                     world.log.write(LogLevel::Notice, pid, &text, &place_of(&self.name, pid))
                 }
                 FromWorker::Drained => {}
             }
         }
-    }
-
-    fn retire(&mut self, incarnation: u64, reason: String, world: &mut World<'_>) {
-        let slot = self.slots.iter_mut().find(|slot| {
-            slot.worker.as_ref().is_some_and(|worker| worker.facts.incarnation == incarnation && !worker.leaving)
-        });
-        let Some(slot) = slot else { return };
-        if slot.retired.is_some() {
-            return;
-        }
-        // Its neighbours have the same script.
-        if reason.starts_with("the script of application") {
-            if self.next.is_none() {
-                let text = format!("process group \"{}\": {reason}; new processes are started", self.name);
-                world.log.write(LogLevel::Notice, 0, &text, "");
-                self.renew(self.wanted.clone(), None, world);
-            }
-            return;
-        }
-        slot.retired = Some(reason);
     }
 
     fn ready(&mut self, incarnation: u64, world: &mut World<'_>) {
@@ -576,7 +562,7 @@ impl Group {
 
     pub fn ask_for_stacks(&self) {
         for worker in self.workers() {
-            worker.say(&highball::group::control::ToWorker::Stacks);
+            worker.say(&ToWorker::Stacks);
         }
     }
 }

@@ -30,6 +30,31 @@ impl Group {
         }
     }
 
+    /// A worker wants to be replaced.
+    pub fn retire(&mut self, incarnation: u64, reason: String, case: &str, world: &mut World<'_>) {
+        let slot = self.slots.iter_mut().find(|slot| {
+            slot.worker.as_ref().is_some_and(|worker| worker.facts.incarnation == incarnation && !worker.leaving)
+        });
+        let Some(slot) = slot else { return };
+        if slot.retired.is_some() {
+            return;
+        }
+        // Its neighbours have the same script.
+        if reason.starts_with("the script of application") {
+            // Each of them sees the change; what has been tried is not tried again at once.
+            let change = format!("{reason} {case}");
+            let is_new = self.tried.as_ref().is_none_or(|(last, at)| *last != change || at.elapsed() >= AGAIN);
+            if self.next.is_none() && is_new {
+                self.tried = Some((change, Instant::now()));
+                let text = format!("process group \"{}\": {reason}; new processes are started", self.name);
+                world.log.write(LogLevel::Notice, 0, &text, "");
+                self.renew(self.wanted.clone(), None, world);
+            }
+            return;
+        }
+        slot.retired = Some(reason);
+    }
+
     /// Replaces, one at a time, workers that have reached a limit.
     pub fn recycle(&mut self, world: &mut World<'_>) {
         let busy = self.next.is_some() || self.slots.iter().any(|slot| slot.replacement.is_some());
@@ -111,3 +136,6 @@ fn random() -> f64 {
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).ok();
     f64::from(u32::from_le_bytes(bytes)) / (f64::from(u32::MAX) + 1.0)
 }
+
+/// A change of a script that led to nothing is tried again after so long.
+const AGAIN: Duration = Duration::from_secs(30);
