@@ -31,7 +31,7 @@ test-reference: build ## the same tests against the newest mod_wsgi: what it lac
 hammer: build ## process groups under load while everything is replaced or killed, a minute for each part
 	@scripts/setup test
 	@scripts/venv target/venv tests/requirements.txt
-	@HAMMER_SECONDS=$${HAMMER_SECONDS:-60} target/venv/bin/python -m pytest tests/test_hammer.py -s
+	@HAMMER_SECONDS=$${HAMMER_SECONDS:-60} target/venv/bin/python -m pytest tests/test_hammer.py tests/test_idle.py -s
 
 sanitize: build ## the same tests under AddressSanitizer and valgrind, in some fifteen minutes
 	@scripts/setup sanitize

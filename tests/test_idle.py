@@ -110,6 +110,7 @@ def test_a_large_upload_takes_no_memory(serve, host, megabytes):
 @pytest.mark.no_sanitizer
 @pytest.mark.only("nginx", "apache")
 @pytest.mark.skipif(not shutil.which("h2load"), reason="h2load is not installed: make test installs it")
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="compares times: make hammer runs it by itself")
 @pytest.mark.parametrize("kind", ["list=1", "stream=1"])
 def test_large_answers_hold_small_ones_up_no_more_in_a_group_than_embedded(serve, host, stage, kind):
     """Four clients take 8 MiB again and again while another one asks for little; both models in turn, the best of three."""
@@ -137,5 +138,4 @@ def test_large_answers_hold_small_ones_up_no_more_in_a_group_than_embedded(serve
     medians = [(median(embedded), median(group)) for _ in range(3)]
     alone, beside = (min(column) for column in zip(*medians))
     print(f"{host} {kind}: median {alone * 1e6:.0f} us embedded, {beside * 1e6:.0f} us in a group")
-    # Other tests run beside this one.
-    assert beside < 2 * alone + 0.0003, medians
+    assert beside < 2 * alone, medians

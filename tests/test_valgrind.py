@@ -3,6 +3,7 @@
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -59,6 +60,8 @@ def test_a_clean_run_under_valgrind(serve, host, key):
     for code in ("HB0401", "HB0402", "HB0405", "HB0406"):
         server.expect_log(code, timeout=20)
     if host == "apache":
+        # httpd with -X falls over its own feet where a connection still lingers at its exit.
+        time.sleep(4)
         server.process.send_signal(signal.SIGTERM)
     else:
         server.process.send_signal(signal.SIGQUIT)
