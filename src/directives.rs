@@ -196,7 +196,8 @@ pub static DIRECTIVES: &[Directive] = &[
         flag: true,
         default: "on",
         contexts: ANYWHERE,
-        text: "Loads a script file again when it has changed. Modules it imports stay as they are.",
+        text: "Loads a script file again when it has changed, which is looked at once a second at most. Modules it imports \
+               stay as they are.",
     },
     Directive {
         id: Id::PassAuthorization,

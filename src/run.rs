@@ -288,6 +288,20 @@ impl Response {
         self.finished = true;
     }
 
+    /// Ends the exchange, with a body that is known whole if it has not ended yet, and gives up the server's end.
+    fn end(&mut self, body: Option<Vec<Block>>) {
+        if let Some(blocks) = body {
+            let result = self.whole(blocks).map_err(Stop::from);
+            self.finish(result);
+        }
+        drop(self.close());
+    }
+
+    /// Head, body and end have left: [`Exchange::finish`] has nothing to wait for.
+    fn is_over(&self) -> bool {
+        self.whole && !self.gone
+    }
+
     fn complete(&mut self) -> Outcome {
         let Some((sent, promised)) = self.framing.as_ref().and_then(Framing::shortfall) else {
             return Outcome::Complete;
@@ -367,24 +381,26 @@ impl Response {
     }
 }
 
-/// Runs one exchange to its end. Attached when called; detaches for whatever may wait.
-pub fn run(call: &mut impl Call, lease: &Lease) {
+/// Runs one exchange as far as the application is needed. Attached when called; detaches for whatever may wait. What is
+/// left, if anything, is for [`Rest::finish`].
+pub fn run(call: &mut impl Call, lease: &Lease) -> Option<Rest> {
     let returned = match call.call() {
         // Nothing of the application is left to run: the rest is one stay on the server's side.
         Ok(Returned::Whole(blocks)) => {
             call.end();
-            let waits = lease.waits || total(&blocks) > DETACHED;
-            return on_response(call, lease, waits, |response| {
-                let result = response.whole(blocks).map_err(Stop::from);
-                response.finish(result);
-                drop(response.close());
-            });
+            if lease.waits || total(&blocks) > DETACHED {
+                return Some(Rest(Some(blocks)));
+            }
+            on_response(call, lease, false, |response| response.end(Some(blocks)));
+            return None;
         }
         returned => returned,
     };
     let has_close = returned.is_ok();
     let result = returned.map_err(Stop::Failed).and_then(|returned| respond(call, lease, returned));
-    on_response(call, lease, lease.waits, |response| response.finish(result));
+    let over = result.is_ok() && lease.slot.try_lock().is_ok_and(|response| response.is_over());
+    let waits = lease.waits && !over;
+    on_response(call, lease, waits, |response| response.finish(result));
     if has_close && let Err(report) = call.close() {
         let report = Report { code: Code::CloseRaised, ..report };
         on_response(call, lease, lease.waits, |response| {
@@ -392,7 +408,22 @@ pub fn run(call: &mut impl Call, lease: &Lease) {
         });
     }
     call.end();
-    on_response(call, lease, lease.waits, |response| drop(response.close()));
+    if lease.waits {
+        return Some(Rest(None));
+    }
+    on_response(call, lease, false, |response| response.end(None));
+    None
+}
+
+/// What is left of an exchange when its application has nothing more to do: a body that is known whole, and the end.
+#[must_use]
+pub struct Rest(Option<Vec<Block>>);
+
+impl Rest {
+    /// Ends the exchange. Detached only.
+    pub fn finish(self, lease: &Lease) {
+        lease.lock().end(self.0);
+    }
 }
 
 /// Ends an exchange whose run was broken off by a fault of ours. Detached.

@@ -354,6 +354,8 @@ fn a_changed_script_is_loaded_again() {
     let application = application(script.to_str().unwrap());
     assert_eq!(text(&run_application(&application, "GET", Vec::new())), "one");
     std::fs::write(&script, source("three")).unwrap();
+    assert_eq!(text(&run_application(&application, "GET", Vec::new())), "one", "it is not looked at for each request");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     assert_eq!(text(&run_application(&application, "GET", Vec::new())), "three");
     std::fs::remove_dir_all(&directory).unwrap();
 }

@@ -5,7 +5,6 @@ use std::ffi::{CStr, c_char, c_int};
 
 use highball::error::{Code, Report};
 use highball::log::Level;
-use highball::python::serve;
 use highball::refusal::refusal;
 use highball::request::{BodyLength, Request};
 use highball::settings::DEFAULT_CALLABLE;
@@ -101,7 +100,7 @@ fn run(rec: Rec) -> Result<c_int, c_int> {
     check_headers(rec, &request)?;
     // SAFETY: `serve` ends the exchange, and with it every use of `rec` and `status`, before it returns.
     let exchange = unsafe { Direct::new(rec, request, &status, overrides) };
-    interpreter.attach(|attached| serve(attached, &application, Box::new(exchange)));
+    interpreter.serve(&application, Box::new(exchange));
     drop(running);
     Ok(status.get())
 }

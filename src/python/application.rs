@@ -31,6 +31,8 @@ struct State {
     failure: Option<Arc<Report>>,
     /// The script file that `callable` or `failure` came from.
     stamp: Option<Stamp>,
+    /// When the script file was last looked at.
+    looked: Option<Instant>,
     /// A thread is loading just now.
     loading: bool,
     ended: Option<Instant>,
@@ -81,11 +83,8 @@ impl Application {
 
     /// The callable, loaded first where that has not happened or the script has changed.
     pub(super) fn callable(&self, attached: &mut Attached<'_>) -> Result<Owned, Arc<Report>> {
-        let stamp = match &self.settings.target.place {
-            Place::Script(path) if self.settings.script_reloading => attached.detached(|| Stamp::of(path)),
-            _ => None,
-        };
-        let deadline = Instant::now() + LONGEST_WAIT;
+        let stamp = self.stamp(attached);
+        let mut deadline = None;
         // The host does not replace the process for a changed script.
         let mut refused = false;
         loop {
@@ -110,6 +109,7 @@ impl Application {
                 }
                 State { loading: true, .. } => {
                     drop(state);
+                    let deadline = *deadline.get_or_insert_with(|| Instant::now() + LONGEST_WAIT);
                     if !attached.detached(|| self.wait(deadline)) {
                         let cause = format!("application \"{}\" is still being loaded", self.name);
                         return Err(Arc::new(
@@ -124,6 +124,22 @@ impl Application {
                 }
             }
         }
+    }
+
+    /// The script file as it is now, or was a moment ago.
+    fn stamp(&self, attached: &mut Attached<'_>) -> Option<Stamp> {
+        let Place::Script(path) = &self.settings.target.place else { return None };
+        if !self.settings.script_reloading {
+            return None;
+        }
+        let now = Instant::now();
+        let mut state = self.lock();
+        if state.looked.is_some_and(|looked| now.duration_since(looked) < FRESH) {
+            return state.stamp;
+        }
+        state.looked = Some(now);
+        drop(state);
+        attached.detached(|| Stamp::of(path))
     }
 
     /// Loads and keeps the result. `loading` was set by the caller.
@@ -266,6 +282,10 @@ fn missing_callable(target: &Target) -> Report {
     let remedy = if there.is_empty() { "correct the name".into() } else { format!("correct the name; it has {there}") };
     Report::new(Code::CallableMissing, cause).remedy(remedy)
 }
+
+/// A script file is looked at no more often than this: a system call, and the interpreter handed on round it, would be
+/// much of what a small request costs.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// How long a request waits for the first load of its application.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);

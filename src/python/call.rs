@@ -9,6 +9,7 @@ use pyo3_ffi as ffi;
 use super::application::Application;
 use super::errors::Errors;
 use super::input::Input;
+use super::interpreter::Interpreter;
 use super::object::{self, Owned, Raised, Result, block, set_item, type_name};
 use super::session::Session;
 use super::start_response::StartResponse;
@@ -17,13 +18,45 @@ use super::{file_wrapper, traceback, types};
 use crate::error::{Code, Report};
 use crate::exchange::{Block, Exchange, Outcome};
 use crate::log::Level;
-use crate::run::{self, Call, Returned};
+use crate::run::{self, Call, Rest, Returned};
 
-/// Runs one request: calls the application and sends what it returns. Loads the application first where that has not
-/// happened yet. Ends the exchange in every case, with [`Exchange::finish`]. No panic leaves.
-pub fn serve(attached: &mut Attached<'_>, application: &Application, mut exchange: Box<dyn Exchange>) {
+/// Runs one request on a thread that stays attached for the next: calls the application and sends what it returns. Loads
+/// the application first where that has not happened yet. Ends the exchange in every case, with [`Exchange::finish`]. No
+/// panic leaves.
+pub fn serve(attached: &mut Attached<'_>, application: &Application, exchange: Box<dyn Exchange>) {
     // A busy thread stays attached over many requests.
     attached.interpreter.releases.drain();
+    if let Some(left) = run(attached, application, exchange) {
+        attached.detached(|| left.finish());
+    }
+}
+
+impl Interpreter {
+    /// As [`serve`], on a thread that is detached, and attached no longer than the application needs it.
+    pub fn serve(self: &Arc<Self>, application: &Application, exchange: Box<dyn Exchange>) {
+        if let Some(left) = self.attach(|attached| run(attached, application, exchange)) {
+            left.finish();
+        }
+    }
+}
+
+/// What is left of a request when Python is not needed any more.
+struct Left {
+    session: Arc<Session>,
+    rest: Rest,
+}
+
+impl Left {
+    /// Detached.
+    fn finish(self) {
+        let Left { session, rest } = self;
+        if catch_unwind(AssertUnwindSafe(|| rest.finish(&session.lease))).is_err() {
+            run::abandon(&session.lease);
+        }
+    }
+}
+
+fn run(attached: &mut Attached<'_>, application: &Application, mut exchange: Box<dyn Exchange>) -> Option<Left> {
     let callable = match application.callable(attached) {
         Ok(callable) => callable,
         Err(report) => {
@@ -37,7 +70,7 @@ pub fn serve(attached: &mut Attached<'_>, application: &Application, mut exchang
                 exchange.finish(Outcome::Failed);
                 drop(exchange);
             });
-            return;
+            return None;
         }
     };
     let environ = attached.interpreter.environ.dict(exchange.request());
@@ -48,12 +81,16 @@ pub fn serve(attached: &mut Attached<'_>, application: &Application, mut exchang
         let environ = environ.and_then(|environ| with_streams(environ, &session, body));
         let mut call =
             PythonCall { attached, application, session: &session, callable, environ, returned: None, iterator: None };
-        run::run(&mut call, &session.lease);
+        run::run(&mut call, &session.lease)
     }));
-    if ran.is_err() {
-        detached(|| run::abandon(&session.lease));
-    }
     drop(entered);
+    match ran {
+        Ok(rest) => rest.map(|rest| Left { session, rest }),
+        Err(_) => {
+            detached(|| run::abandon(&session.lease));
+            None
+        }
+    }
 }
 
 fn with_streams(environ: Owned, session: &Arc<Session>, body: crate::request::BodyLength) -> Result<Owned> {

@@ -133,7 +133,9 @@ fn events(case: Case) -> (Vec<String>, usize) {
         head
     });
     let mut script = Script { lease: &lease, start, returned: case.returned, steps: case.steps, closed: Cell::new(0) };
-    run(&mut script, &lease);
+    if let Some(rest) = run(&mut script, &lease) {
+        rest.finish(&lease);
+    }
     assert_eq!(lease.with(|_| ()), Err(Closed));
     let closed = script.closed.get();
     (std::mem::take(&mut *events.lock().unwrap()), closed)
