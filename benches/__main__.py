@@ -13,6 +13,7 @@ measured. The status is 1 if a figure is invalid: an answer other than the expec
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -39,6 +40,9 @@ def main():
     names = chosen("ONLY", [workload.name for workload in (*WORKLOADS, MEMORY)])
     peers = chosen("PEERS", list(PEERS))
     begun = time.monotonic()
+    # For the idle connections; the servers inherit it.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most if most != resource.RLIM_INFINITY and most < 8192 else 8192, most))
     directory = Path(tempfile.mkdtemp(prefix="highball-bench-"))
     try:
         raw = run(names, Stage(directory, peers))

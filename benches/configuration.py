@@ -4,7 +4,6 @@ NGINX = """{main}
 daemon off;
 {user}
 worker_processes {workers};
-worker_rlimit_nofile 8192;
 error_log {place}/error.log warn;
 pid {place}/pid;
 events {{ worker_connections 4096; }}

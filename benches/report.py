@@ -98,7 +98,7 @@ def figures(workload, cells):
 
 
 def memory(cells):
-    print("\nmemory: proportional set size of all processes after a second of hello; and of an idle keep-alive connection")
+    print("\nmemory: proportional set size of all processes after a second of hello; and of an idle keep-alive\nconnection, the kernel's share of it not counted")
     rows = [("", "MiB", "KiB/connection", "kept open")]
     for name, cell in cells.items():
         if cell["trouble"]:

@@ -82,6 +82,8 @@ def gunicorn(server, stage):
     nginx(server, stage, configuration.PROXY, http=configuration.UPSTREAM.format(socket=server.place / "s"))
     command = [stage.environment("gunicorn") / "bin" / "gunicorn", "--worker-class=gthread", f"--threads={workload.threads}"]
     command += [f"--workers={workload.processes}", f"--bind=unix:{server.place}/s", "--keep-alive=75", "--log-level=warning"]
+    # It would lie in the home of whoever runs this.
+    command += ["--no-control-socket"]
     server.add([*command, workload.application], stop=signal.SIGINT, environment=python_path(stage))
 
 
