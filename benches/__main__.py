@@ -80,7 +80,7 @@ def run(names, stage):
     for line in stage.left_out:
         print(line)
     print(f"{ROUNDS} rounds of {SECONDS} s, on {raw['processors']} processors; load before: {raw['load']:.1f}.", end=" ")
-    print(f"About {length / 60:.0f} minutes.", flush=True)
+    print(f"Some {length / 60:.1f} minutes.", flush=True)
     for workload in workloads:
         raw["workloads"][workload.name] = measured(workload, stage)
         report.figures(workload, raw["workloads"][workload.name]["cells"])
