@@ -7,7 +7,7 @@ export PYO3_PYTHON := $(PYTHON)
 CARGO ?= cargo
 
 .DEFAULT_GOAL := build
-.PHONY: build run test test-reference hammer sanitize fuzz check bench audit clean help
+.PHONY: build run test test-reference hammer hammer-reference sanitize fuzz check bench audit clean help
 
 build: ## the command, both modules and the workers' extension, in target/release
 	@scripts/setup build
@@ -32,6 +32,10 @@ hammer: build ## process groups under load while everything is replaced or kille
 	@scripts/setup test
 	@scripts/venv target/venv tests/requirements.txt
 	@HAMMER_SECONDS=$${HAMMER_SECONDS:-60} target/venv/bin/python -m pytest tests/test_hammer.py tests/test_idle.py -s
+
+hammer-reference: build ## the same load on Highball, mod_wsgi and nginx with gunicorn, some 12 minutes
+	@scripts/setup bench
+	@scripts/hammer-reference
 
 sanitize: build ## the same tests under AddressSanitizer and valgrind, in some fifteen minutes
 	@scripts/setup sanitize

@@ -26,6 +26,7 @@ pub enum Id {
     CallableObject,
     ChunkedRequest,
     RestrictEmbedded,
+    RestrictProcess,
     /// A directive of mod_wsgi that Highball refuses by name.
     NotBuilt,
 }
@@ -169,12 +170,29 @@ pub static DIRECTIVES: &[Directive] = &[
         id: Id::ProcessGroup,
         nginx: Some("wsgi_process_group"),
         apache: Some("WSGIProcessGroup"),
-        syntax: "name | off (Apache: name | %{GLOBAL})",
+        syntax: "name | off | $variable (Apache: name | %{GLOBAL} | %{ENV:variable})",
         arguments: (1, 1),
         flag: false,
         default: "off (Apache: %{GLOBAL})",
         contexts: EVERYWHERE,
-        text: "The process group that runs the application. off, %{GLOBAL}: it runs inside the server's own processes.",
+        text: "The process group that runs the application. off, %{GLOBAL}: it runs inside the server's own processes. With a \
+               variable the group is chosen for each request: by text with nginx variables; on Apache by the request's note, \
+               else its variable (SetEnv, SetEnvIf, RewriteRule [E=]), else the server's environment variable of that name. \
+               There, off, %{GLOBAL} and nothing stand for the server's own processes; a name that is not declared is answered \
+               500. The groups that may be chosen import the application with the first request for it.",
+    },
+    Directive {
+        id: Id::RestrictProcess,
+        nginx: Some("wsgi_restrict_process"),
+        apache: Some("WSGIRestrictProcess"),
+        syntax: "name | off ... (Apache: name | %{GLOBAL} ...)",
+        arguments: (1, usize::MAX),
+        flag: false,
+        default: "none: all groups, and the server's own processes",
+        contexts: EVERYWHERE,
+        text: "The process groups that may run the application, where wsgi_process_group or WSGIProcessGroup chooses one for each \
+               request: any other is answered 500. off, %{GLOBAL}: the server's own processes. nginx refuses a configuration \
+               whose fixed group is not in the list.",
     },
     Directive {
         id: Id::SocketPrefix,
@@ -252,7 +270,7 @@ pub static DIRECTIVES: &[Directive] = &[
         id: Id::ScriptAlias,
         nginx: None,
         apache: Some("WSGIScriptAlias"),
-        syntax: "url-path file-or-directory [application-group=%{GLOBAL}] [process-group=name] \
+        syntax: "url-path file-or-directory [application-group=%{GLOBAL}] [process-group=name|%{ENV:variable}] \
                  [callable-object=name] [pass-authorization=On|Off]",
         arguments: (2, 6),
         flag: false,
@@ -331,7 +349,6 @@ pub static NOT_BUILT: &[&str] = &[
     "WSGIPythonHashSeed",
     "WSGIPythonOptimize",
     "WSGIPythonWarnings",
-    "WSGIRestrictProcess",
     "WSGIRestrictSignal",
     "WSGIRestrictStdin",
     "WSGIRestrictStdout",

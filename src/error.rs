@@ -41,6 +41,8 @@ codes! {
     PythonUnavailable = 309 "Python is not running in this process";
     NotOfGroup = 310 "the process group does not have the application";
     GroupUnavailable = 311 "no process of the process group is free in time";
+    GroupUnknown = 312 "no process group of that name is declared";
+    GroupRefused = 313 "requests may not go to that process group";
     Raised = 401 "the application raised before its response began";
     RaisedLate = 402 "the application raised after its response began";
     BlockType = 403 "the application returned something that is not bytes";

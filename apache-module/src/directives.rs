@@ -11,6 +11,7 @@ use highball::group::options;
 use highball::log::Level;
 use highball::settings::{Target, did_you_mean};
 
+use crate::choice::{GLOBAL, variable};
 use crate::ffi::pattern::Pattern;
 use crate::ffi::{
     self, GLOBAL_ONLY, Pool, ap_check_cmd_context, ap_getword_conf, ap_server_root_relative, cmd_parms, entry, text,
@@ -99,6 +100,13 @@ impl Line {
                     server.grouped_sections.extend(self.directory_section());
                 }
             }
+            Id::RestrictProcess => {
+                let mut names = directory.allowed_groups().unwrap_or_default().to_vec();
+                for word in &words {
+                    names.push(self.fixed_group(word)?);
+                }
+                directory.allowed_groups = self.pool.keep(names);
+            }
             Id::SocketPrefix => self.server()?.socket_prefix = Some(self.relative(word)?),
             Id::ScriptReloading => directory.script_reloading = Some(flag()?),
             Id::PassAuthorization => directory.pass_authorization = Some(flag()?),
@@ -182,17 +190,23 @@ impl Line {
         }
     }
 
-    /// The name of a group; empty for the server's own processes.
+    /// The name of a group, or the variable that has it; empty for the server's own processes.
     fn process_group(&self, value: &str) -> Result<String, Report> {
+        if variable(value).is_some() { Ok(value.into()) } else { self.fixed_group(value) }
+    }
+
+    /// The name of a group; empty for the server's own processes.
+    fn fixed_group(&self, value: &str) -> Result<String, Report> {
         if value.is_empty() || value == GLOBAL {
             return Ok(String::new());
         }
         if value.starts_with("%{") {
-            let cause = format!(
-                "\"{}\" has the value \"{value}\": groups chosen for each request are not supported yet",
-                self.name
-            );
-            return Err(Report::new(Code::DirectiveNotBuilt, cause).remedy(format!("write a group's name or {GLOBAL}")));
+            let cause = format!("\"{}\" has the value \"{value}\", which is not supported", self.name);
+            let remedy = match self.name.eq_ignore_ascii_case("WSGIRestrictProcess") {
+                true => format!("write names of groups, or {GLOBAL}"),
+                false => format!("write a group's name, {GLOBAL}, or %{{ENV:name}} with a variable that SetEnvIf sets"),
+            };
+            return Err(Report::new(Code::DirectiveNotBuilt, cause).remedy(remedy));
         }
         self.server()?.named_groups.push((self.name.clone(), value.into()));
         Ok(value.into())
@@ -274,7 +288,6 @@ fn flag(word: &str) -> Option<bool> {
 
 fn not_built(name: &str) -> Report {
     let remedy = match name {
-        "WSGIRestrictProcess" => "remove it: a group that nobody declares is refused when the configuration is tested",
         "WSGISocketRotation" | "WSGIAcceptMutex" => "remove it: it has no meaning here",
         "WSGIImportScript" => {
             "remove it and give WSGIScriptAlias process-group=%{GLOBAL} application-group=%{GLOBAL}: its script is then \
@@ -290,7 +303,5 @@ fn not_built(name: &str) -> Report {
     };
     Report::new(Code::DirectiveNotBuilt, format!("\"{name}\" is not supported yet")).remedy(remedy)
 }
-
-const GLOBAL: &str = "%{GLOBAL}";
 
 const OPTIONS: &[&str] = &["application-group", "process-group", "callable-object", "pass-authorization"];

@@ -18,6 +18,7 @@ use highball::group::wanted::{self, Wanted};
 use highball::log::Level;
 use highball::settings::{DEFAULT_CALLABLE, Target};
 
+use crate::choice::Choice;
 use crate::exchange::Direct;
 use crate::ffi::rec::Rec;
 use crate::ffi::{
@@ -64,9 +65,8 @@ pub fn wanted(server: *mut server_rec) -> Wanted {
         let aliases = ServerSettings::of(host).map_or(&[][..], |settings| settings.aliases.as_slice());
         for alias in aliases {
             let path = process::path(&alias.target);
-            let group = alias.process_group.as_deref().or(settings.process_group());
             if process::is_script(alias)
-                && let Some(group) = group
+                && let Choice::Named(group) = Choice::of(Some(alias), &settings)
             {
                 wanted.add_application(group, application(alias, &settings));
             }
@@ -235,10 +235,9 @@ pub fn find(name: &str) -> Option<&'static Group> {
     GROUPS.get()?.iter().find(|group| group.settings().name == name)
 }
 
-/// The group that answers a request: `None` where the server's own process does.
-pub fn of<'a>(alias: Option<&'a Alias>, settings: &DirectorySettings) -> Option<&'a str> {
-    let name = alias.and_then(|alias| alias.process_group.as_deref()).or(settings.process_group());
-    name.filter(|name| !name.is_empty())
+/// Of all groups.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    GROUPS.get().map_or(&[][..], Vec::as_slice).iter().map(|group| group.settings().name.as_str())
 }
 
 /// Has the group answer.

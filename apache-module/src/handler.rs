@@ -19,7 +19,7 @@ use crate::ffi::{
     ap_set_module_config, apr_filetype_e_APR_DIR, apr_filetype_e_APR_NOFILE, entry, request_rec,
 };
 use crate::settings::{Alias, DirectorySettings, ServerSettings};
-use crate::{group, log, module, process, request};
+use crate::{choice, group, log, module, process, request};
 
 entry! {
     /// Maps URLs below an alias to its script, as mod_wsgi does. httpd's walk over directories follows, with its access
@@ -67,11 +67,7 @@ fn run(rec: Rec) -> Result<c_int, c_int> {
     let reloading = settings.script_reloading.unwrap_or(true);
     let status = Cell::new(HTTP_INTERNAL_SERVER_ERROR);
     let overrides = settings.error_override.unwrap_or(false);
-    if let Some(name) = group::of(alias, &settings) {
-        let group = group::find(name).ok_or_else(|| {
-            let cause = format!("the process group \"{name}\" is not there");
-            failed(Report::new(Code::PythonUnavailable, cause).remedy("see why in the log, where the server started"))
-        })?;
+    if let Some(group) = choice::group(rec, alias, &settings).map_err(failed)? {
         let request = request::copy(rec, body, pass_authorization.unwrap_or(false));
         check_headers(rec, &request)?;
         // SAFETY: the exchange is dropped before this function returns.

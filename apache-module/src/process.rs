@@ -15,6 +15,7 @@ use highball::log::Level;
 use highball::python::{Application, Interpreter, home};
 use highball::settings::{ApplicationSettings, DEFAULT_CALLABLE, InterpreterSettings, Target};
 
+use crate::choice::Choice;
 use crate::ffi::{
     self, AP_MPMQ_MAX_DAEMONS, AP_MPMQ_MAX_THREADS, AP_SQ_MAIN_STATE, AP_SQ_MS_CREATE_PRE_CONFIG, AP_SQ_RM_CONFIG_TEST,
     AP_SQ_RUN_MODE, APR_SUCCESS, HTTP_INTERNAL_SERVER_ERROR, OK, ap_get_server_banner, ap_state_query,
@@ -257,7 +258,8 @@ fn check_groups(server: *mut server_rec) -> Result<(), Report> {
     struct Mounted<'a> {
         script: &'a [u8],
         callable: &'a str,
-        group: Option<&'a str>,
+        group: Choice<'a>,
+        allowed: Option<&'a [String]>,
         global: bool,
     }
     let mut mounted: Vec<Mounted<'_>> = Vec::new();
@@ -266,18 +268,22 @@ fn check_groups(server: *mut server_rec) -> Result<(), Report> {
         mounted.extend(aliases(server).map(|alias| Mounted {
             script: &alias.target,
             callable: callable(alias, &settings),
-            group: group::of(Some(alias), &settings),
+            group: Choice::of(Some(alias), &settings),
+            allowed: settings.allowed_groups(),
             global: alias.global_application || settings.global,
         }));
     }
-    let different =
-        |a: &Mounted<'_>, b: &Mounted<'_>| a.group == b.group && (a.script, a.callable) != (b.script, b.callable);
+    let different = |a: &Mounted<'_>, b: &Mounted<'_>| {
+        (a.script, a.callable) != (b.script, b.callable) && a.group.meets(a.allowed, b.group, b.allowed)
+    };
     let alone = mounted.iter().find(|one| !one.global && mounted.iter().any(|other| different(one, other)));
     let Some(alone) = alone else { return Ok(()) };
-    match mounted.iter().find(|other| different(alone, other)) {
-        Some(other) => Err(second(alone.script, other.script)),
-        None => Ok(()),
+    let Some(other) = mounted.iter().find(|other| different(alone, other)) else { return Ok(()) };
+    let mut report = second(alone.script, other.script);
+    if [alone, other].iter().any(|one| matches!(one.group, Choice::Variable(_))) {
+        report.remedy += "; or name with WSGIRestrictProcess, outside sections, the groups that each may be sent to";
     }
+    Err(report)
 }
 
 /// Groups are declared once, and none is named that is not.
@@ -296,12 +302,12 @@ fn check_process_groups(server: *mut server_rec) -> Result<(), Report> {
     Ok(())
 }
 
-/// Whether some mount may run in the server's own processes.
+/// Whether some mount runs in the server's own processes.
 fn has_embedded(server: *mut server_rec) -> bool {
     servers(server).any(|server| {
         let settings = DirectorySettings::of_server(server);
         let aliases = ServerSettings::of(server).map_or(&[][..], |settings| settings.aliases.as_slice());
-        aliases.iter().any(|alias| group::of(Some(alias), &settings).is_none())
+        aliases.iter().any(|alias| Choice::of(Some(alias), &settings) == Choice::Here)
     })
 }
 

@@ -39,7 +39,7 @@ pub struct Alias {
     pub callable: Option<String>,
     /// `application-group=%{GLOBAL}`.
     pub global_application: bool,
-    /// `process-group=`; empty for `%{GLOBAL}`.
+    /// `process-group=` as written; empty for `%{GLOBAL}`.
     pub process_group: Option<String>,
     pub pass_authorization: Option<bool>,
 }
@@ -56,6 +56,8 @@ pub struct DirectorySettings {
     /// Names in the configuration's pool, or null.
     pub callable: *const c_char,
     pub process_group: *const c_char,
+    /// `WSGIRestrictProcess`; null allows all.
+    pub allowed_groups: *const Vec<String>,
 }
 
 impl Default for DirectorySettings {
@@ -68,6 +70,7 @@ impl Default for DirectorySettings {
             error_override: None,
             callable: null(),
             process_group: null(),
+            allowed_groups: null(),
         }
     }
 }
@@ -97,9 +100,15 @@ impl DirectorySettings {
         unsafe { at::<DirectorySettings>((*server).lookup_defaults).as_ref() }.copied().unwrap_or_default()
     }
 
-    /// Empty for the server's own processes. Lives as long as the configuration.
+    /// As written, but empty for the server's own processes. Lives as long as the configuration.
     pub fn process_group<'a>(&self) -> Option<&'a str> {
         ffi::some_text(self.process_group).and_then(|name| std::str::from_utf8(name).ok())
+    }
+
+    /// The groups that may be chosen, the empty name for the server's own processes; lives as long as the configuration.
+    pub fn allowed_groups<'a>(&self) -> Option<&'a [String]> {
+        // SAFETY: null, or kept in the pool of the configuration, as its directive may not stand in `.htaccess`.
+        unsafe { self.allowed_groups.as_ref() }.map(Vec::as_slice)
     }
 
     /// The name lives as long as the configuration.
@@ -146,6 +155,7 @@ entry! {
             error_override: added.error_override.or(base.error_override),
             callable: if added.callable.is_null() { base.callable } else { added.callable },
             process_group: if added.process_group.is_null() { base.process_group } else { added.process_group },
+            allowed_groups: if added.allowed_groups.is_null() { base.allowed_groups } else { added.allowed_groups },
         }).cast()
     }
 }

@@ -6,24 +6,24 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use highball::directives::{Context, DIRECTIVES, Directive, Id, find};
 use highball::error::{Code, Report};
 use highball::group::request::Answerer;
-use highball::group::{options, state};
-use highball::python::{Application, home};
+use highball::group::{choice, options, state};
+use highball::python::home;
 use highball::settings::{Place, Target, did_you_mean, parse_size};
 use highball::worker::relay::BOUND;
 
+use crate::choice::{Choice, Chosen, OFF, Runs};
 use crate::ffi::{self, Pool, called_by_nginx, ngx_command_t, ngx_conf_t, ngx_http_complex_value_t};
-use crate::mounts::{Grouped, MainConf};
+use crate::mounts::{Grouped, MainConf, Pass, Passed};
 use crate::{handler, layout, module};
 
 /// Of a location; of the blocks around it, what it inherits.
 #[derive(Default)]
 pub struct LocationConf {
-    pass: Option<(Target, String, usize)>,
+    pass: Option<Pass>,
     pub mount: Option<Vec<u8>>,
     pub params: Option<Rc<Vec<Param>>>,
     shared: Option<bool>,
@@ -32,10 +32,10 @@ pub struct LocationConf {
     request_buffering: Option<bool>,
     response_buffer: Option<usize>,
     intercept_errors: Option<bool>,
-    process_group: Option<String>,
-    /// Set when the location is complete: what runs in nginx's own processes, or the name of a group and what it runs.
-    pub application: Option<Arc<Application>>,
-    pub group: Option<(String, Answerer)>,
+    process_group: Option<Choice>,
+    allowed_groups: Option<Rc<Vec<String>>>,
+    /// Set when the location is complete.
+    pub runs: Option<Runs>,
     pub script: Option<Vec<u8>>,
 }
 
@@ -211,8 +211,13 @@ called_by_nginx! {
         // SAFETY: both were made by `create_location`, and are different.
         match unsafe { (parent.cast::<LocationConf>().as_ref(), child.cast::<LocationConf>().as_mut()) } {
             (Some(parent), Some(child)) => {
-                child.merge(parent, cf);
-                ffi::CONF_OK
+                match child.merge(parent, cf) {
+                    Ok(()) => ffi::CONF_OK,
+                    Err(report) => {
+                        tell(cf, ffi::NGX_LOG_EMERG, &report);
+                        ffi::CONF_ERROR
+                    }
+                }
             }
             _ => ffi::CONF_ERROR,
         }
@@ -297,13 +302,8 @@ impl Setting<'_> {
                 _ => Err(self.wrong("is not an interpreter: the only one yet is \"global\"")),
             },
             Id::DaemonProcess => self.daemon_process(),
-            Id::ProcessGroup => {
-                let name = match self.text(0)? {
-                    "off" => "",
-                    name => name,
-                };
-                once(&mut conf.process_group, name.to_string())
-            }
+            Id::ProcessGroup => once(&mut conf.process_group, self.process_group()?),
+            Id::RestrictProcess => once(&mut conf.allowed_groups, Rc::new(self.restricted()?)),
             Id::ScriptReloading => once(&mut conf.script_reloading, self.flag()?),
             Id::RequestBuffering => once(&mut conf.request_buffering, self.flag()?),
             Id::InterceptErrors => once(&mut conf.intercept_errors, self.flag()?),
@@ -340,7 +340,7 @@ impl Setting<'_> {
             main.passes += 1;
             main.passes
         });
-        once(&mut conf.pass, (target, place(self.cf), number))?;
+        once(&mut conf.pass, Pass { target, place: place(self.cf), number })?;
         // SAFETY: this directive stands in a location only.
         if let Some(core) = unsafe { core_location(self.cf) } {
             core.handler = Some(handler::handle);
@@ -369,7 +369,43 @@ impl Setting<'_> {
             return Err(self
                 .wrong("is not a name of yours to set in environ; names beginning with \"wsgi.\" are the gateway's"));
         }
-        let mut source = ffi::string(value);
+        let param = Param { name: name.to_vec(), value: self.complex(value)? };
+        match conf.params.as_mut().and_then(Rc::get_mut) {
+            Some(params) => params.push(param),
+            None => conf.params = Some(Rc::new(vec![param])),
+        }
+        Ok(())
+    }
+
+    /// One name, or text with variables that make one for each request.
+    fn process_group(&self) -> Result<Choice, Refused> {
+        let text = self.text(0)?;
+        match text {
+            OFF => Ok(Choice::Named(String::new())),
+            name if !name.contains('$') => Ok(Choice::Named(name.into())),
+            text => Ok(Choice::Variable(self.complex(text.as_bytes())?)),
+        }
+    }
+
+    fn restricted(&self) -> Result<Vec<String>, Refused> {
+        // SAFETY: within `http`.
+        let main = unsafe { ffi::conf_of::<MainConf>(self.cf, module(), true) }.ok_or_else(|| self.unknown())?;
+        let mut names = Vec::new();
+        for index in 0..self.values.len() {
+            let name = self.text(index)?;
+            if name == OFF {
+                names.push(String::new());
+            } else {
+                main.restricted.push((place(self.cf), name.into()));
+                names.push(name.into());
+            }
+        }
+        Ok(names)
+    }
+
+    /// A text that may have variables.
+    fn complex(&self, text: &[u8]) -> Result<ngx_http_complex_value_t, Refused> {
+        let mut source = ffi::string(text);
         // SAFETY: zeroed is what nginx itself starts from.
         let (mut complex, mut compile): (ngx_http_complex_value_t, ffi::ngx_http_compile_complex_value_t) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
@@ -380,12 +416,7 @@ impl Setting<'_> {
         if unsafe { ffi::ngx_http_compile_complex_value(&raw mut compile) } != ffi::OK {
             return Err(self.wrong("has a value that nginx cannot use, see above"));
         }
-        let param = Param { name: name.to_vec(), value: complex };
-        match conf.params.as_mut().and_then(Rc::get_mut) {
-            Some(params) => params.push(param),
-            None => conf.params = Some(Rc::new(vec![param])),
-        }
-        Ok(())
+        Ok(complex)
     }
 
     fn flag(&self) -> Result<bool, Refused> {
@@ -447,7 +478,7 @@ impl LocationConf {
         self.intercept_errors == Some(true)
     }
 
-    fn merge(&mut self, parent: &LocationConf, cf: *mut ngx_conf_t) {
+    fn merge(&mut self, parent: &LocationConf, cf: *mut ngx_conf_t) -> Result<(), Report> {
         self.mount = self.mount.take().or_else(|| parent.mount.clone());
         self.params = self.params.take().or_else(|| parent.params.clone());
         self.shared = self.shared.or(parent.shared);
@@ -457,9 +488,10 @@ impl LocationConf {
         self.response_buffer = self.response_buffer.or(parent.response_buffer);
         self.intercept_errors = self.intercept_errors.or(parent.intercept_errors);
         self.process_group = self.process_group.take().or_else(|| parent.process_group.clone());
+        self.allowed_groups = self.allowed_groups.take().or_else(|| parent.allowed_groups.clone());
         // SAFETY: within `http`.
         let (core, main) = unsafe { (core_location(cf), ffi::conf_of::<MainConf>(cf, module(), true)) };
-        let (Some(core), Some(main)) = (core, main) else { return };
+        let (Some(core), Some(main)) = (core, main) else { return Ok(()) };
         // `if` and `limit_except` are parts of their location.
         if core.noname() != 0 && self.pass.is_none() {
             self.pass.clone_from(&parent.pass);
@@ -467,30 +499,37 @@ impl LocationConf {
                 core.handler = Some(handler::handle);
             }
         }
-        if let Some((target, place, number)) = &self.pass {
-            let reloading = self.script_reloading.unwrap_or(true);
-            let group = self.process_group.clone().filter(|group| !group.is_empty());
-            let shared = self.shared == Some(true);
-            match group {
-                Some(group) => {
-                    main.grouped.push(Grouped {
-                        group: group.clone(),
-                        target: target.clone(),
-                        script_reloading: reloading,
-                        shared,
-                        place: place.clone(),
-                    });
-                    let identifier = state::Application::new(target, reloading).identifier();
-                    self.group = Some((group, Answerer::Listed(identifier)));
-                }
-                None => {
-                    self.application = Some(main.application(target, reloading, shared, place, *number));
-                }
-            }
-            if let Place::Script(path) = &target.place {
-                self.script = Some(path.as_os_str().as_bytes().to_vec());
-            }
+        let Some(pass) = &self.pass else { return Ok(()) };
+        if let Place::Script(path) = &pass.target.place {
+            self.script = Some(path.as_os_str().as_bytes().to_vec());
         }
+        self.runs = Some(self.runs(pass, main)?);
+        Ok(())
+    }
+
+    fn runs(&self, pass: &Pass, main: &mut MainConf) -> Result<Runs, Report> {
+        let script_reloading = self.script_reloading.unwrap_or(true);
+        let settings = Passed { script_reloading, shared: self.shared == Some(true) };
+        let allowed = self.allowed_groups.as_ref().map(|allowed| allowed.as_slice());
+        let answerer = || Answerer::Listed(state::Application::new(&pass.target, script_reloading).identifier());
+        let mut grouped = |group, allowed| main.grouped.push(Grouped { group, allowed, pass: pass.clone(), settings });
+        let name = match &self.process_group {
+            None => "",
+            Some(Choice::Named(name)) => name.as_str(),
+            Some(Choice::Variable(text)) => {
+                grouped(None, self.allowed_groups.clone());
+                let may_be_here = choice::check("", "", allowed).is_ok();
+                let application = may_be_here.then(|| main.application(pass, &settings, true));
+                let allowed = self.allowed_groups.clone();
+                return Ok(Runs::Chosen(Chosen { text: *text, allowed, answerer: answerer(), application }));
+            }
+        };
+        choice::check(&format!("wsgi_restrict_process ({})", pass.place), name, allowed)?;
+        if name.is_empty() {
+            return Ok(Runs::Here(main.application(pass, &settings, false)));
+        }
+        grouped(Some(name.into()), None);
+        Ok(Runs::Group(name.into(), answerer()))
     }
 }
 

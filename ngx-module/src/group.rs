@@ -97,6 +97,10 @@ impl Groups {
         self.groups.borrow().iter().find(|group| group.settings.name == name).cloned()
     }
 
+    pub fn with_names<R>(&self, ask: impl FnOnce(&mut dyn Iterator<Item = &str>) -> R) -> R {
+        ask(&mut self.groups.borrow().iter().map(|group| group.settings.name.as_str()))
+    }
+
     /// Sends a request to a worker, or has it wait for one.
     pub fn submit(&self, process: &Process, stream: &Rc<Stream>) {
         let group = stream.group.clone();

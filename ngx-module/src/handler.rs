@@ -9,6 +9,7 @@ use highball::refusal::refusal;
 use highball::worker::relay::{Relay, Segment};
 
 use crate::body::Body;
+use crate::choice::Place;
 use crate::directives::LocationConf;
 use crate::ffi::{self, Pool, called_by_nginx, ngx_http_request_t, ngx_int_t};
 use crate::mounts::MainConf;
@@ -119,23 +120,27 @@ fn launch(r: *mut ngx_http_request_t, body: Body) -> Result<(), ngx_int_t> {
     }
     let feeds = body.segments.iter().any(|segment| matches!(segment, Segment::Loop { .. } | Segment::Stream));
     let streams = body.segments.iter().any(|segment| matches!(segment, Segment::Stream));
-    let (peer, job) = match (&conf.group, &conf.application) {
-        (Some((name, answerer)), _) => {
-            let group = process.groups.find(name).ok_or_else(|| {
-                log::process(Level::Error, &format!("the process group \"{name}\" is not there"));
-                INTERNAL
-            })?;
+    let runs = conf.runs.as_ref().ok_or(INTERNAL)?;
+    let place = runs.place(r, &process.groups).map_err(|report| {
+        let text = format!("{report}; the client got status 500");
+        log::request(log::Source { log, connection }, Level::Error, &text, &request);
+        INTERNAL
+    })?;
+    let (peer, job) = match place {
+        Place::Group(group, answerer) => {
             // SAFETY: alive.
             let held = streams && !unsafe { (*r).headers_in.expect }.is_null();
             let stream = Stream::new(process.reserve(), group, answerer.clone(), request, body.segments, held);
             (Peer::Group(stream), None)
         }
-        (None, Some(application)) => {
+        Place::Here(application) => {
+            // SAFETY: alive; the configuration is ours.
+            let main = unsafe { ffi::main_of::<MainConf>(r, module()) };
+            main.and_then(|main| process.need_python(main)).ok_or(INTERNAL)?;
             let (mailbox, key, bound) = (process.mailbox.clone(), process.reserve(), conf.response_buffer());
             let (relay, worker) = Relay::new(request, body.segments, mailbox, key, bound);
             (Peer::Pool(relay), Some(Job { application: application.clone(), end: worker }))
         }
-        (None, None) => return Err(INTERNAL),
     };
     let end = LoopEnd::new(r, peer.clone(), body.source, feeds, conf.intercepts_errors());
     let end = pool.keep(end).ok_or(INTERNAL)?;

@@ -2,6 +2,7 @@
 
 mod arrange;
 mod body;
+mod choice;
 mod directives;
 mod event;
 mod ffi;

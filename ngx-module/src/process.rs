@@ -51,7 +51,8 @@ pub struct Process {
     guard: Event,
     posted: RefCell<Posted>,
     messages: RefCell<Vec<Message>>,
-    began: Instant,
+    /// Since an application was wanted that had not been before.
+    wanted_since: Cell<Instant>,
     late: Cell<bool>,
     exiting: Cell<Option<Instant>>,
     given_up: Cell<bool>,
@@ -150,7 +151,7 @@ impl Process {
             wanted: RefCell::default(),
             posted: RefCell::default(),
             messages: RefCell::default(),
-            began: Instant::now(),
+            wanted_since: Cell::new(Instant::now()),
             late: Cell::new(false),
             exiting: Cell::new(None),
             given_up: Cell::new(false),
@@ -160,9 +161,18 @@ impl Process {
         Some(process)
     }
 
-    /// Starts Python, once, if an application runs in this process.
+    /// Starts Python, if an application runs in this process, and has all of them loaded.
     fn begin_python(&self, conf: &MainConf) -> Option<()> {
-        if self.starter.get().is_none() && conf.applications().next().is_some() {
+        if conf.applications().next().is_some() {
+            self.need_python(conf)?;
+        }
+        conf.applications().for_each(|application| self.want(application));
+        Some(())
+    }
+
+    /// Starts Python, unless it was started.
+    pub fn need_python(&self, conf: &MainConf) -> Option<()> {
+        if self.starter.get().is_none() {
             let started = Starter::new(settings(conf), conf.threads(), self.pool.clone(), self.mailbox.clone());
             let complain = |error| {
                 let text = format!("{} no thread for Python could be started: {error}", Code::PythonUnavailable);
@@ -172,7 +182,6 @@ impl Process {
             self.starter.set(starter).ok();
             repair_child_signal();
         }
-        conf.applications().for_each(|application| self.want(application));
         Some(())
     }
 
@@ -251,12 +260,14 @@ impl Process {
         let mut wanted = self.wanted.borrow_mut();
         if !wanted.iter().any(|known| Arc::ptr_eq(known, application)) {
             wanted.push(application.clone());
+            self.wanted_since.set(Instant::now());
+            self.late.set(false);
             self.starter.get().into_iter().for_each(|starter| starter.load(application.clone()));
         }
     }
 
     fn is_late(&self) -> bool {
-        self.began.elapsed() > STARTUP
+        self.wanted_since.get().elapsed() > STARTUP
     }
 
     /// Answers a request whose application takes too long to load.

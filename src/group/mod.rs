@@ -2,6 +2,8 @@
 //! `docs/process-groups-protocol.md`.
 
 #[cfg(feature = "embed")]
+pub mod choice;
+#[cfg(feature = "embed")]
 pub mod client;
 pub mod control;
 pub mod frame;

@@ -87,7 +87,11 @@ pub struct Group {
     pub listen_backlog: u32,
     /// Bytes of blocks that may be on their way to a client, per request.
     pub response_buffer: u32,
+    /// Imported before the group serves.
     pub applications: Vec<Application>,
+    /// Requests may name these, too: each is imported at the first one that does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub on_demand: Vec<Application>,
     /// Directories and files in which scripts found at request time may lie.
     pub scripts: Vec<PathBuf>,
 }
@@ -124,6 +128,7 @@ impl Default for Group {
             listen_backlog: 100,
             response_buffer: 64 * 1024,
             applications: Vec::new(),
+            on_demand: Vec::new(),
             scripts: Vec::new(),
         }
     }

@@ -70,6 +70,17 @@ impl Wanted {
         }
     }
 
+    /// Requests may be sent to the group for this application: it is imported with the first of them. After those the group
+    /// has in any case.
+    pub fn add_on_demand(&mut self, group: &str, application: Application) {
+        if let Some(declared) = self.find_mut(group)
+            && !declared.group.applications.contains(&application)
+            && !declared.group.on_demand.contains(&application)
+        {
+            declared.group.on_demand.push(application);
+        }
+    }
+
     /// The group may run scripts that requests name, in this directory or of this file.
     pub fn add_scripts(&mut self, group: &str, path: &Path) {
         if let Some(declared) = self.find_mut(group)

@@ -39,8 +39,8 @@ class Groups:
     def workers(self, name="site"):
         return self.status(name)["workers"]
 
-    def pids(self, state="serving"):
-        return {worker["pid"] for worker in self.workers() if worker["state"] == state}
+    def pids(self, state="serving", name="site"):
+        return {worker["pid"] for worker in self.workers(name) if worker["state"] == state}
 
     def serving(self, count, timeout=10):
         """Pids of the workers once so many serve. The first request may be answered when the first of them does."""

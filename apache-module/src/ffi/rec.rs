@@ -136,6 +136,16 @@ impl Rec {
         Table::new(self.get().subprocess_env)
     }
 
+    /// What notes, variables or else the environment of this process have under a name, as text.
+    pub fn variable(&self, name: &str) -> Option<String> {
+        let key = super::c_string(name);
+        let noted = Table::new(self.get().notes).get(&key).or_else(|| self.variables().get(&key));
+        match noted {
+            Some(value) => Some(String::from_utf8_lossy(value).into_owned()),
+            None => std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()),
+        }
+    }
+
     pub fn client_address(&self) -> &[u8] {
         text(self.get().useragent_ip)
     }

@@ -13,6 +13,8 @@ use crate::settings::{ApplicationSettings, Target};
 pub struct Applications {
     /// By the identifier that requests name.
     listed: HashMap<u64, Arc<Application>>,
+    /// Those that are imported before any request.
+    early: Vec<Arc<Application>>,
     /// Scripts found at request time lie in these directories, or are these files.
     allowed: Vec<PathBuf>,
     found: Mutex<HashMap<(Target, bool), Arc<Application>>>,
@@ -23,22 +25,30 @@ impl Applications {
     pub fn new(group: &Group) -> (Applications, Vec<(String, String)>) {
         let mut wrong = Vec::new();
         let mut listed = HashMap::new();
-        for application in &group.applications {
-            match Target::parse(&application.target) {
-                Ok(target) => {
-                    let settings = ApplicationSettings { target, script_reloading: application.script_reloading };
-                    listed.insert(application.identifier(), Application::new(settings));
+        let mut early = Vec::new();
+        let at_once = group.applications.iter().map(|one| (one, true));
+        for (named, is_early) in at_once.chain(group.on_demand.iter().map(|one| (one, false))) {
+            let target = match Target::parse(&named.target) {
+                Ok(target) => target,
+                Err(report) => {
+                    wrong.push((named.target.clone(), report.to_string()));
+                    continue;
                 }
-                Err(report) => wrong.push((application.target.clone(), report.to_string())),
+            };
+            let application =
+                Application::new(ApplicationSettings { target, script_reloading: named.script_reloading });
+            if is_early {
+                early.push(application.clone());
             }
+            listed.insert(named.identifier(), application);
         }
-        (Applications { listed, allowed: group.scripts.clone(), found: Mutex::default() }, wrong)
+        (Applications { listed, early, allowed: group.scripts.clone(), found: Mutex::default() }, wrong)
     }
 
-    /// Imports those that are listed; returns those that failed, with their reports. Detached.
+    /// Imports those that no request has to ask for; returns those that failed, with their reports. Detached.
     pub fn load(&self, interpreter: &Arc<Interpreter>) -> Vec<(String, String)> {
         let mut failed = Vec::new();
-        for application in self.listed.values() {
+        for application in &self.early {
             application.load(interpreter);
             if let Status::Failed(report) = application.status() {
                 failed.push((application.name().to_string(), report.to_string()));
@@ -68,9 +78,9 @@ impl Applications {
         Some(application)
     }
 
-    /// Of those that are listed.
+    /// Of those that are imported before any request.
     pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.listed.values().map(|application| application.name()).collect();
+        let mut names: Vec<&str> = self.early.iter().map(|application| application.name()).collect();
         names.sort_unstable();
         names
     }
