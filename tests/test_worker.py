@@ -486,6 +486,7 @@ def test_a_changed_script_asks_for_a_successor(start, tmp_path):
     connection = worker.connect()
     assert connection.get("/").body == b"old"
     script.write_text(text % "quite new")
+    time.sleep(1.1)  # It is looked at once a second.
     assert connection.get("/").body == b"old", "the old code answers in the old process"
     assert "has changed" in worker.wait("retire")["reason"]
 
@@ -502,6 +503,7 @@ def test_an_application_that_failed_is_tried_again_when_it_changes(start, tmp_pa
     assert connection.get("/").outcome == wire.FAILED
     assert connection.get("/hello", target=TARGET).body == b"hello"
     script.write_text("def application(e, s):\n    s('200 OK', [])\n    return [b'now']\n")
+    time.sleep(1.1)  # It is looked at once a second.
     assert connection.get("/").body == b"now"
     assert not [packet for packet in worker.packets if packet["say"] == "retire"]
 
