@@ -36,7 +36,8 @@ pub trait Exchange: Send {
     fn log(&mut self, level: Level, text: &str);
 
     /// Whether [`send_whole`](Self::send_whole), [`finish`](Self::finish) and [`log`](Self::log) may wait for the
-    /// client, the disk or another thread. Where they only queue, the core saves itself detaching round them.
+    /// client, the disk or another thread. Where they only queue, the core saves itself detaching round them. In any case
+    /// `finish` with [`Outcome::Complete`], after a `send_whole` that went well, waits for nothing.
     fn waits(&self) -> bool {
         true
     }

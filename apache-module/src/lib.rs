@@ -1,8 +1,8 @@
 //! WSGI applications inside Apache httpd: a module that answers for mod_wsgi's name and directives.
 //!
 //! Here: what httpd loads. `ffi` speaks C, `commands`, `directives` and `settings` read the configuration, `process` is
-//! the life of a server process, `handler` takes a request, `choice` says which process group answers it, `request` copies it for the core, `exchange` carries the
-//! body and the response. Nothing here names a symbol of CPython.
+//! the life of a server process, `handler` takes a request, `choice` says which process group answers it, `request` copies
+//! it for the core, `exchange` carries the body and the response. Nothing here names a symbol of CPython.
 
 mod choice;
 mod commands;
