@@ -80,6 +80,8 @@ struct State {
     finished: bool,
     wants_body: bool,
     fed: Option<Fed>,
+    /// The worker waits for `moved`.
+    waiting: bool,
     thread: Option<libc::pthread_t>,
 }
 
@@ -120,20 +122,22 @@ impl Relay {
         let waited = state.unsent > self.bound;
         state.unsent = state.unsent.saturating_sub(bytes);
         if waited && state.unsent <= self.bound {
-            self.moved.notify_all();
+            self.wake(&state);
         }
     }
 
     /// Gives the piece of the body that was asked for. Event loop only.
     pub fn feed(&self, fed: Fed) {
-        self.lock().fed = Some(fed);
-        self.moved.notify_all();
+        let mut state = self.lock();
+        state.fed = Some(fed);
+        self.wake(&state);
     }
 
     /// The request is over on the loop's side, for whatever reason: wakes the worker, which then ends alone.
     pub fn close(&self) {
-        self.lock().gone = true;
-        self.moved.notify_all();
+        let mut state = self.lock();
+        state.gone = true;
+        self.wake(&state);
     }
 
     /// The thread that runs the application, while it does.
@@ -170,10 +174,20 @@ impl Relay {
 
     fn wait_while<'a>(
         &self,
-        state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, State>,
         condition: impl FnMut(&mut State) -> bool,
     ) -> MutexGuard<'a, State> {
-        self.moved.wait_while(state, condition).unwrap_or_else(PoisonError::into_inner)
+        state.waiting = true;
+        let mut state = self.moved.wait_while(state, condition).unwrap_or_else(PoisonError::into_inner);
+        state.waiting = false;
+        state
+    }
+
+    /// Signalling is a system call, whether anybody waits or not.
+    fn wake(&self, state: &State) {
+        if state.waiting {
+            self.moved.notify_all();
+        }
     }
 }
 
