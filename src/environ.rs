@@ -62,7 +62,8 @@ fn each_header<'a>(request: &'a Request, set: &mut impl FnMut(Key<'a>, &[u8])) {
             None => others.push((header.name, header.value)),
         }
     }
-    for known in KnownHeader::ALL {
+    let known = if repeated == 0 { &[] } else { KnownHeader::ALL };
+    for known in known {
         if repeated & (1 << (*known as u32)) != 0 {
             let values: Vec<&[u8]> =
                 request.headers().filter(|header| header.known == Some(*known)).map(|header| header.value).collect();

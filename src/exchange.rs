@@ -20,6 +20,13 @@ pub trait Exchange: Send {
     /// Sends head, body and end together; the whole body is known. Nothing but [`finish`](Self::finish) follows.
     fn send_whole(&mut self, head: Head, blocks: Vec<Block>) -> Result<(), ClientGone>;
 
+    /// [`send_whole`](Self::send_whole), and [`finish`](Self::finish) with [`Outcome::Complete`] if that goes well.
+    fn finish_whole(&mut self, head: Head, blocks: Vec<Block>) -> Result<(), ClientGone> {
+        self.send_whole(head, blocks)?;
+        self.finish(Outcome::Complete);
+        Ok(())
+    }
+
     fn send_head(&mut self, head: Head) -> Result<(), ClientGone>;
 
     /// Returns when the block is committed to the server with a flush and the request is within its buffer

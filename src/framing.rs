@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     fn framing(status: &str, length: Option<&str>, is_head: bool) -> Framing {
-        let mut head = Head::new(status.as_bytes(), 1).unwrap();
+        let mut head = Head::new(status.as_bytes()).unwrap();
         if let Some(length) = length {
             head.push(b"Content-Length", length.as_bytes()).unwrap();
         }

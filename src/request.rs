@@ -85,16 +85,23 @@ pub struct HeaderRef<'a> {
 }
 
 impl Request {
+    /// A request of which nothing is known.
+    pub(crate) const EMPTY: Request = Request {
+        text: Vec::new(),
+        facts: [None; Fact::ALL.len()],
+        headers: Vec::new(),
+        variables: Vec::new(),
+        params: Vec::new(),
+        body: BodyLength::Absent,
+    };
+
     /// A builder with room for `bytes` of text and `headers` headers.
     pub fn builder(bytes: usize, headers: usize) -> RequestBuilder {
         RequestBuilder {
             request: Request {
                 text: Vec::with_capacity(bytes),
-                facts: [None; Fact::ALL.len()],
                 headers: Vec::with_capacity(headers),
-                variables: Vec::new(),
-                params: Vec::new(),
-                body: BodyLength::Absent,
+                ..Request::EMPTY
             },
         }
     }

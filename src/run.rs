@@ -192,7 +192,7 @@ impl Response {
             return Ok(Progress::More);
         }
         if self.completes(length) {
-            return self.whole(vec![block]).map(|()| Progress::More);
+            return self.whole(vec![block], false).map(|()| Progress::More);
         }
         if !self.begun() {
             self.send_head()?;
@@ -216,8 +216,9 @@ impl Response {
         !self.begun() && self.head.as_ref().is_some_and(|head| head.content_length() == Some(length))
     }
 
-    /// Sends a body that is known whole: head, body and end in one, if nothing has left yet.
-    fn whole(&mut self, blocks: Vec<Block>) -> Result<(), WriteError> {
+    /// Sends a body that is known whole: head, body and end in one, if nothing has left yet. `ends`: and the exchange
+    /// with it, as nothing of the application is left to run.
+    fn whole(&mut self, blocks: Vec<Block>, ends: bool) -> Result<(), WriteError> {
         if self.begun() {
             for block in join(blocks) {
                 if self.write(block)? == Progress::Enough {
@@ -246,7 +247,9 @@ impl Response {
         self.framing = Some(framing);
         if framing.shortfall().is_none() {
             self.whole = true;
-            return self.sent(|exchange| exchange.send_whole(head, blocks));
+            return self.sent(|exchange| {
+                if ends { exchange.finish_whole(head, blocks) } else { exchange.send_whole(head, blocks) }
+            });
         }
         self.sent(|exchange| exchange.send_head(head))?;
         blocks.into_iter().try_for_each(|block| self.sent(|exchange| exchange.send_block(block)))
@@ -272,7 +275,7 @@ impl Response {
 
     /// Ends the exchange: sends a head that is still held, writes the one record a failure gets, tells the host.
     fn finish(&mut self, result: Result<(), Stop>) {
-        let result = result.and_then(|()| if self.begun() { Ok(()) } else { Ok(self.whole(Vec::new())?) });
+        let result = result.and_then(|()| if self.begun() { Ok(()) } else { Ok(self.whole(Vec::new(), false)?) });
         let outcome = match result {
             _ if self.gone => self.client_gone(),
             Ok(()) => self.complete(),
@@ -291,8 +294,10 @@ impl Response {
     /// Ends the exchange, with a body that is known whole if it has not ended yet, and gives up the server's end.
     fn end(&mut self, body: Option<Vec<Block>>) {
         if let Some(blocks) = body {
-            let result = self.whole(blocks).map_err(Stop::from);
-            self.finish(result);
+            let result = self.whole(blocks, true).map_err(Stop::from);
+            if !self.is_over() {
+                self.finish(result);
+            }
         }
         drop(self.close());
     }
@@ -336,7 +341,7 @@ impl Response {
     fn close(&mut self) -> Box<dyn Exchange> {
         self.finished = true;
         self.closed = true;
-        std::mem::replace(&mut self.exchange, Box::new(Over(Request::builder(0, 0).build())))
+        std::mem::replace(&mut self.exchange, Box::new(Over))
     }
 
     fn is_body_error(&self, report: &Report) -> bool {
@@ -456,7 +461,7 @@ impl From<WriteError> for Stop {
 
 fn respond(call: &mut impl Call, lease: &Lease, returned: Returned) -> Result<(), Stop> {
     match returned {
-        Returned::Whole(blocks) => on_response(call, lease, true, |response| response.whole(blocks))?,
+        Returned::Whole(blocks) => on_response(call, lease, true, |response| response.whole(blocks, false))?,
         Returned::File(file) => on_response(call, lease, true, |response| response.file(file))?,
         Returned::Blocks => {
             while let Some(block) = call.next_block().map_err(Stop::Failed)? {
@@ -490,11 +495,12 @@ fn on_response<R>(call: &mut impl Call, lease: &Lease, waits: bool, f: impl FnOn
 }
 
 /// Stands in a closed lease for the exchange that was there.
-struct Over(Request);
+struct Over;
 
 impl Exchange for Over {
     fn request(&self) -> &Request {
-        &self.0
+        static NONE: Request = Request::EMPTY;
+        &NONE
     }
     fn read_body(&mut self, _: &mut [u8]) -> Result<usize, BodyError> {
         Err(BodyError::Failed("the request is over".into()))

@@ -73,6 +73,24 @@ impl Pool {
         NonNull::new(unsafe { ngx_pcalloc(self.0.as_ptr(), size_of::<T>()) }.cast())
     }
 
+    /// A link of a chain, to be filled.
+    pub fn link(self) -> Option<NonNull<ngx_chain_t>> {
+        // SAFETY: the pool is alive.
+        NonNull::new(unsafe { ngx_alloc_chain_link(self.0.as_ptr()) })
+    }
+
+    /// Keeps the links of a chain for others, as nginx's own `ngx_free_chain` does.
+    ///
+    /// # Safety
+    /// `first` to `last` are one chain of this pool's links, to which nobody refers any more.
+    pub unsafe fn give_back(self, first: *mut ngx_chain_t, mut last: NonNull<ngx_chain_t>) {
+        // SAFETY: the caller's; the pool is alive.
+        unsafe {
+            last.as_mut().next = (*self.0.as_ptr()).chain;
+            (*self.0.as_ptr()).chain = first;
+        }
+    }
+
     /// A copy of `parts`, one after the other.
     pub fn joined(self, parts: &[&[u8]]) -> Option<ngx_str_t> {
         let length = parts.iter().map(|part| part.len()).sum();

@@ -350,7 +350,8 @@ impl LoopEnd {
         let (pool, is_main) = unsafe { (Pool::new((*self.r).pool), std::ptr::eq(self.r, (*self.r).main)) };
         let Some(pool) = pool else { return ffi::ERROR };
         let mut ranges = ranges.into_iter();
-        let mut links: Vec<ngx_chain_t> = Vec::with_capacity(contents.len().max(1));
+        let mut first: *mut ngx_chain_t = null_mut();
+        let mut last: Option<NonNull<ngx_chain_t>> = None;
         for content in contents {
             let Some(mut buf) = self.buffer(pool) else { return ffi::ERROR };
             // SAFETY: a buffer of our own.
@@ -381,29 +382,35 @@ impl LoopEnd {
                 }
             };
             self.handed.push_back(Handed { buf, size, told: 0, _content: content });
-            links.push(ngx_chain_t { buf: buf.as_ptr(), next: null_mut() });
+            let Some(mut link) = pool.link() else { return ffi::ERROR };
+            // SAFETY: freshly taken, as the one before was.
+            unsafe {
+                *link.as_mut() = ngx_chain_t { buf: buf.as_ptr(), next: null_mut() };
+                match last {
+                    Some(mut last) => last.as_mut().next = link.as_ptr(),
+                    None => first = link.as_ptr(),
+                }
+            }
+            last = Some(link);
         }
-        if links.is_empty() {
+        let Some(last) = last else {
             // SAFETY: alive; the flag is nginx's own for the end of a response.
             return unsafe { ffi::ngx_http_send_special(self.r, ffi::NGX_HTTP_LAST as usize) };
+        };
+        // SAFETY: a link and a buffer of our own.
+        let buf = unsafe { &mut *last.as_ref().buf };
+        if complete {
+            buf.set_last_buf(u32::from(is_main));
+            buf.set_last_in_chain(1);
+        } else {
+            buf.set_flush(1);
         }
-        if let Some(last) = links.last() {
-            // SAFETY: a buffer of our own.
-            let last = unsafe { &mut *last.buf };
-            if complete {
-                last.set_last_buf(u32::from(is_main));
-                last.set_last_in_chain(1);
-            } else {
-                last.set_flush(1);
-            }
+        // SAFETY: alive; nginx's filters keep buffers but copy the links between them, so that these are free again.
+        unsafe {
+            let result = ffi::ngx_http_output_filter(self.r, first);
+            pool.give_back(first, last);
+            result
         }
-        let mut next = null_mut();
-        for link in links.iter_mut().rev() {
-            link.next = next;
-            next = link;
-        }
-        // SAFETY: alive; nginx's filters keep buffers but copy the links between them.
-        unsafe { ffi::ngx_http_output_filter(self.r, next) }
     }
 
     fn buffer(&mut self, pool: Pool) -> Option<NonNull<ngx_buf_t>> {

@@ -1,6 +1,6 @@
 //! `environ` as a Python dictionary: a copy of a template with interned keys, then the values of the request.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 
 use pyo3_ffi as ffi;
 
@@ -11,21 +11,39 @@ use crate::settings::InterpreterSettings;
 
 /// Keys that exist before any request arrives, and the template.
 pub(super) struct Environ {
+    /// Changed only by who holds `last`.
     template: Owned,
     facts: Vec<Owned>,
     headers: Vec<Owned>,
     content_length: Owned,
     https: Owned,
+    empty: Owned,
     pub(super) input: Owned,
     pub(super) errors: Owned,
-    /// The last value of each fact, which is mostly that of the next request too.
-    last: Mutex<Vec<Option<Last>>>,
+    last: Mutex<Last>,
+}
+
+/// The last value of facts and headers, where it is mostly that of the next request too.
+struct Last {
+    facts: Vec<Option<Value>>,
+    headers: Vec<Option<Value>>,
 }
 
 /// A value as the host gave it, and as Python has it.
-struct Last {
+struct Value {
     bytes: Vec<u8>,
     string: Owned,
+}
+
+/// One environ while it is filled.
+struct Filling<'a> {
+    environ: &'a Environ,
+    dict: Owned,
+    /// Nothing while another thread is just here: then every value is made anew.
+    last: Option<MutexGuard<'a, Last>>,
+    /// The server has variables, which stand in the dictionary first and may have names of ours.
+    replaces: bool,
+    name: Vec<u8>,
 }
 
 impl Environ {
@@ -47,8 +65,12 @@ impl Environ {
             https: interned("HTTPS")?,
             input: interned("wsgi.input")?,
             errors: interned("wsgi.errors")?,
-            last: Mutex::new(Fact::ALL.iter().map(|_| None).collect()),
+            last: Mutex::new(Last {
+                facts: Fact::ALL.iter().map(|_| None).collect(),
+                headers: KnownHeader::ALL.iter().map(|_| None).collect(),
+            }),
             template,
+            empty,
         };
         let version = tuple(&[&integer(1)?, &integer(0)?])?;
         let (yes, no) = (boolean(true)?, boolean(false)?);
@@ -66,7 +88,7 @@ impl Environ {
             set_item(&environ.template, &interned(key)?, value)?;
         }
         for key in [&environ.input, &environ.errors] {
-            set_item(&environ.template, key, &empty)?;
+            set_item(&environ.template, key, &environ.empty)?;
         }
         environ.make_room()?;
         Ok(environ)
@@ -90,28 +112,39 @@ impl Environ {
 
     /// The environ of one request; `wsgi.input` and `wsgi.errors` are the caller's to set.
     pub(super) fn dict(&self, request: &Request) -> Result<Owned> {
+        let last = self.last.try_lock().ok();
         // SAFETY: attached.
         let dict = Owned::new(unsafe { ffi::PyDict_Copy(self.template.as_ptr()) })?;
+        let replaces = request.variables().next().is_some();
+        let mut filling = Filling { environ: self, dict, last, replaces, name: Vec::new() };
         let mut result = Ok(());
-        let mut name = Vec::new();
         each_variable(request, |key, value| {
             if result.is_ok() {
-                result = self.set(&dict, key, value, &mut name);
+                result = filling.set(key, value);
             }
         });
-        result.map(|()| dict)
+        result?;
+        for fact in SAME {
+            if request.fact(fact).is_none() {
+                // Not the last request's.
+                set_item(&filling.dict, self.facts.get(fact as usize).ok_or(Raised)?, &self.empty)?;
+            }
+        }
+        Ok(filling.dict)
     }
+}
 
-    fn set(&self, dict: &Owned, key: Key<'_>, value: &[u8], name: &mut Vec<u8>) -> Result<()> {
+impl Filling<'_> {
+    fn set(&mut self, key: Key<'_>, value: &[u8]) -> Result<()> {
         let made;
         let key = match key {
-            Key::Fact(fact) => return self.set_fact(dict, fact, value),
-            Key::Header(header) => self.headers.get(header as usize).ok_or(Raised)?,
-            Key::ContentLength => &self.content_length,
-            Key::Https => &self.https,
+            Key::Fact(fact) => return self.set_fact(fact, value),
+            Key::Header(header) => return self.set_header(header, value),
+            Key::ContentLength => &self.environ.content_length,
+            Key::Https => &self.environ.https,
             Key::OtherHeader(header) => {
-                header_key(header, name);
-                made = latin1(name)?;
+                header_key(header, &mut self.name);
+                made = latin1(&self.name)?;
                 &made
             }
             Key::Named(key) => {
@@ -119,25 +152,62 @@ impl Environ {
                 &made
             }
         };
-        set_item(dict, key, &latin1(value)?)
+        set_item(&self.dict, key, &latin1(value)?)
     }
 
-    /// A value that is often the same from request to request: made once. Paths and queries are not kept.
-    fn set_fact(&self, dict: &Owned, fact: Fact, value: &[u8]) -> Result<()> {
-        let key = self.facts.get(fact as usize).ok_or(Raised)?;
-        // Another thread that is just here makes a value of its own.
-        let mut last = if CHANGING.contains(&fact) { None } else { self.last.try_lock().ok() };
-        let Some(slot) = last.as_mut().and_then(|last| last.get_mut(fact as usize)) else {
-            return set_item(dict, key, &latin1(value)?);
+    fn set_fact(&mut self, fact: Fact, value: &[u8]) -> Result<()> {
+        let key = self.environ.facts.get(fact as usize).ok_or(Raised)?;
+        let slot = self.last.as_mut().filter(|_| !CHANGING.contains(&fact));
+        let Some(slot) = slot.and_then(|last| last.facts.get_mut(fact as usize)) else {
+            return set_item(&self.dict, key, &latin1(value)?);
         };
+        let in_template = SAME.contains(&fact);
         match slot {
-            Some(last) if last.bytes == value => set_item(dict, key, &last.string),
+            Some(last) if last.bytes == value => {
+                if in_template && !self.replaces {
+                    return Ok(());
+                }
+                set_item(&self.dict, key, &last.string)
+            }
             _ => {
                 let string = latin1(value)?;
-                set_item(dict, key, &string)?;
-                *slot = Some(Last { bytes: value.to_vec(), string });
+                set_item(&self.dict, key, &string)?;
+                if in_template {
+                    set_item(&self.environ.template, key, &string)?;
+                }
+                Value::put(slot, value, string);
                 Ok(())
             }
+        }
+    }
+
+    fn set_header(&mut self, header: KnownHeader, value: &[u8]) -> Result<()> {
+        let key = self.environ.headers.get(header as usize).ok_or(Raised)?;
+        let slot = self.last.as_mut().filter(|_| SHARED.contains(&header));
+        let Some(slot) = slot.and_then(|last| last.headers.get_mut(header as usize)) else {
+            return set_item(&self.dict, key, &latin1(value)?);
+        };
+        match slot {
+            Some(last) if last.bytes == value => set_item(&self.dict, key, &last.string),
+            _ => {
+                let string = latin1(value)?;
+                set_item(&self.dict, key, &string)?;
+                Value::put(slot, value, string);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Value {
+    fn put(slot: &mut Option<Value>, bytes: &[u8], string: Owned) {
+        match slot {
+            Some(value) => {
+                value.bytes.clear();
+                value.bytes.extend_from_slice(bytes);
+                value.string = string;
+            }
+            None => *slot = Some(Value { bytes: bytes.to_vec(), string }),
         }
     }
 }
@@ -145,8 +215,22 @@ impl Environ {
 /// Enough to let the table of CPython's dictionaries grow by one step.
 const SPARE_KEYS: i64 = 3;
 
-/// Facts that differ from request to request.
+/// Facts that differ from request to request: their values are not kept.
 const CHANGING: [Fact; 5] = [Fact::PathInfo, Fact::QueryString, Fact::RequestUri, Fact::RemotePort, Fact::RemoteUser];
+
+/// Facts that are mostly the same: the template has their last values.
+const SAME: [Fact; 6] =
+    [Fact::Method, Fact::ScriptName, Fact::Protocol, Fact::Scheme, Fact::ServerName, Fact::ServerPort];
+
+/// Headers that many clients send alike, or one client with every request.
+const SHARED: [KnownHeader; 6] = [
+    KnownHeader::Accept,
+    KnownHeader::AcceptEncoding,
+    KnownHeader::AcceptLanguage,
+    KnownHeader::Connection,
+    KnownHeader::Host,
+    KnownHeader::UserAgent,
+];
 
 /// Facts that PEP 3333 demands of every request, and those every host knows: they stand in the template, so that the
 /// copied dictionary has room for them already.

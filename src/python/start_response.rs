@@ -131,7 +131,7 @@ fn head(status: &Owned, headers: &Owned) -> Result<Head> {
     // SAFETY: attached; it is a list.
     let count = unsafe { ffi::PyList_Size(headers.as_ptr()) };
     let status = latin1(status, |fault| format!("the status {:?} {fault}", object::display(status)))?;
-    let mut head = Head::new(&status, count as usize).map_err(|error| invalid(Class::Value, &error.to_string()))?;
+    let mut head = Head::new(&status).map_err(|error| invalid(Class::Value, &error.to_string()))?;
     for index in 0..count {
         // SAFETY: attached; gives a borrowed reference, or null and an exception if the list has shrunk meanwhile.
         let pair = Owned::borrowed(unsafe { ffi::PyList_GetItem(headers.as_ptr(), index) })?;

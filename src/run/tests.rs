@@ -126,7 +126,7 @@ fn events(case: Case) -> (Vec<String>, usize) {
     let request = Some(builder.build());
     let lease = Lease::new(Box::new(Server { events: events.clone(), gone_after: case.gone_after, sends: 0, request }));
     let start = case.head.map(|status| {
-        let mut head = Head::new(status.as_bytes(), 1).unwrap();
+        let mut head = Head::new(status.as_bytes()).unwrap();
         if let Some(length) = case.length {
             head.push(b"Content-Length", length.as_bytes()).unwrap();
         }
@@ -232,7 +232,7 @@ fn a_file_leaves_as_far_as_content_length() {
 
 #[test]
 fn exc_info_may_replace_a_head_that_waits() {
-    let head = |status: &str| Head::new(status.as_bytes(), 0).unwrap();
+    let head = |status: &str| Head::new(status.as_bytes()).unwrap();
     let server = Server { request: Some(Request::builder(0, 0).build()), ..Server::default() };
     let lease = Lease::new(Box::new(server));
     lease

@@ -95,7 +95,9 @@ impl Relay {
         key: usize,
         bound: usize,
     ) -> (Arc<Relay>, Box<WorkerEnd>) {
-        let relay = Arc::new(Relay { request, mailbox, key, bound, state: Mutex::default(), moved: Condvar::new() });
+        // Room for a whole answer, made by the thread that will free it.
+        let state = State { messages: Vec::with_capacity(2), ..State::default() };
+        let relay = Arc::new(Relay { request, mailbox, key, bound, state: Mutex::new(state), moved: Condvar::new() });
         let end = WorkerEnd { relay: relay.clone(), body: body.into(), begun: false, finished: false };
         (relay, Box::new(end))
     }
@@ -112,7 +114,7 @@ impl Relay {
     pub fn take(&self, into: &mut Vec<Message>) -> Taken {
         let mut state = self.lock();
         state.posted = false;
-        std::mem::swap(&mut state.messages, into);
+        into.append(&mut state.messages);
         Taken { wants_body: std::mem::take(&mut state.wants_body) }
     }
 
@@ -227,6 +229,19 @@ impl Exchange for WorkerEnd {
             return Err(ClientGone);
         }
         self.relay.push_last(state, Message::Whole(head, blocks));
+        Ok(())
+    }
+
+    fn finish_whole(&mut self, head: Head, blocks: Vec<Block>) -> Result<(), ClientGone> {
+        self.begun = true;
+        let mut state = self.relay.lock();
+        if state.gone {
+            return Err(ClientGone);
+        }
+        self.finished = true;
+        state.finished = true;
+        state.messages.push(Message::Whole(head, blocks));
+        self.relay.push_last(state, Message::Finish(Outcome::Complete));
         Ok(())
     }
 

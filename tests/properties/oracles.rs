@@ -43,7 +43,7 @@ const NAME: u8 = 0x1f;
 /// A head that can be built is one that a strict parser of HTTP reads, and reads as it was given.
 pub fn head(data: &[u8]) {
     let mut lines = data.split(|byte| *byte == FIELD);
-    let Ok(mut head) = Head::new(lines.next().unwrap_or_default(), 4) else { return };
+    let Ok(mut head) = Head::new(lines.next().unwrap_or_default()) else { return };
     for line in lines.take(60) {
         let (name, value) = pair(line);
         let _ = head.push(name, value);
@@ -78,7 +78,7 @@ pub fn head(data: &[u8]) {
 pub fn framing(data: &[u8]) {
     let [status, declared @ .., is_head, blocks] = data else { return };
     let status = [&b"200"[..], b"204", b"304", b"404"][usize::from(status % 4)];
-    let Ok(mut head) = Head::new(status, 1) else { return };
+    let Ok(mut head) = Head::new(status) else { return };
     if declared.first().is_some_and(|first| first % 2 == 0) {
         let _ = head.push(b"Content-Length", &declared[1..declared.len().min(20)]);
     }
@@ -218,7 +218,7 @@ pub fn relay(data: &[u8]) {
         match byte % 8 {
             0 | 1 if !begun => {
                 begun = true;
-                let head = Head::new(b"200 OK", 0).unwrap();
+                let head = Head::new(b"200 OK").unwrap();
                 assert_eq!(end.send_head(head).is_err(), gone);
             }
             0 | 1 => {
@@ -373,7 +373,7 @@ pub fn connection(data: &[u8]) {
         open
     });
     for (index, exchange) in exchanges.iter_mut().enumerate().take(4) {
-        let head = Head::new(b"200 OK", 0).unwrap();
+        let head = Head::new(b"200 OK").unwrap();
         let gone = exchange.send_head(head).is_err();
         if !gone && index % 2 == 0 {
             exchange.finish(Outcome::Complete);

@@ -13,7 +13,7 @@ fn pipe(body: Vec<Segment>) -> (Arc<Mailbox>, Arc<Relay>, Box<WorkerEnd>) {
 }
 
 fn head() -> Head {
-    Head::new(b"200 OK", 0).unwrap()
+    Head::new(b"200 OK").unwrap()
 }
 
 fn block(length: usize) -> Block {

@@ -86,7 +86,7 @@ impl Pair {
 }
 
 fn head() -> Head {
-    Head::new(b"200 OK", 0).unwrap()
+    Head::new(b"200 OK").unwrap()
 }
 
 fn block(length: usize) -> Block {
