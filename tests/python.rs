@@ -110,8 +110,12 @@ fn run_application(application: &Arc<Application>, method: &str, body: Vec<Resul
     builder.header(b"X-Thing", b"1").header(b"Host", b"localhost");
     let total = body.iter().map(|piece| piece.as_ref().map_or(1, Vec::len)).sum::<usize>();
     builder.body(if body.is_empty() { BodyLength::Absent } else { BodyLength::Known(total as u64) });
+    run_request(application, builder.build(), body)
+}
+
+fn run_request(application: &Arc<Application>, request: Request, body: Vec<Result<Vec<u8>, BodyError>>) -> Sent {
     let sent = Arc::new(Mutex::new(Sent::default()));
-    let exchange = Fake { request: builder.build(), body: body.into(), sent: sent.clone() };
+    let exchange = Fake { request, body: body.into(), sent: sent.clone() };
     PYTHON.attach(|attached| serve(attached, application, Box::new(exchange)));
     std::mem::take(&mut *sent.lock().unwrap())
 }
@@ -162,6 +166,43 @@ fn environ_has_what_the_pep_demands() {
         assert!(shown.lines().any(|found| found == line), "{line} in {shown}");
     }
     assert!(!shown.contains("CONTENT_LENGTH"));
+}
+
+#[test]
+fn environ_has_nothing_of_the_request_before() {
+    let application = application("behaviours:environ");
+    let full = |method: &[u8], name: &[u8], agent: &[u8]| {
+        let mut builder = Request::builder(256, 4);
+        builder.fact(Fact::Method, method).fact(Fact::Scheme, b"https").fact(Fact::ScriptName, b"/mount");
+        builder.fact(Fact::Protocol, b"HTTP/1.1").fact(Fact::ServerName, name).fact(Fact::ServerPort, b"8443");
+        builder.header(b"User-Agent", agent).header(b"Host", name);
+        builder
+    };
+    let expect = |request: Request, lines: &[&str], absent: &[&str]| {
+        let shown = text(&run_request(&application, request, Vec::new()));
+        for line in lines {
+            assert!(shown.lines().any(|found| found == *line), "{line} in {shown}");
+        }
+        for key in absent {
+            assert!(!shown.contains(key), "{key} in {shown}");
+        }
+    };
+    for _ in 0..2 {
+        let lines = ["SERVER_NAME='one'", "SCRIPT_NAME='/mount'", "HTTP_USER_AGENT='a'", "HTTPS='on'"];
+        expect(full(b"GET", b"one", b"a").build(), &lines, &[]);
+        let lines = ["SERVER_NAME='two'", "HTTP_HOST='two'", "HTTP_USER_AGENT='b'", "REQUEST_METHOD='PUT'"];
+        expect(full(b"PUT", b"two", b"b").build(), &lines, &[]);
+        // What the server says of a request goes before its variables, on a value that stays the same too.
+        let mut with_variables = full(b"PUT", b"two", b"b");
+        with_variables
+            .variable(b"SERVER_NAME", b"spoofed")
+            .variable(b"REQUEST_METHOD", b"GET")
+            .variable(b"OTHER", b"1");
+        expect(with_variables.build(), &["SERVER_NAME='two'", "REQUEST_METHOD='PUT'", "OTHER='1'"], &[]);
+        // PEP 3333 wants these in every environ, and they are not known of this request.
+        let lines = ["REQUEST_METHOD=''", "SERVER_NAME=''", "SCRIPT_NAME=''", "wsgi.url_scheme=''", "SERVER_PORT=''"];
+        expect(Request::builder(0, 0).build(), &lines, &["HTTP_USER_AGENT", "HTTP_HOST", "HTTPS", "OTHER"]);
+    }
 }
 
 #[test]
