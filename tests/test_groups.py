@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.client import until
-from support.groups import supervision
+from support.groups import seen_by_root, supervision
 from support.load import Load
 from support.processes import alive
 
@@ -92,6 +92,7 @@ def cut(connection):
     return not data.endswith(b"0\r\n\r\n")
 
 
+@seen_by_root
 @pytest.mark.parametrize("who", ["supervisor", "minder"])
 def test_a_killed_supervisor_or_minder_comes_back_and_workers_do_not_notice(server, who):
     before = server.groups.pids()
@@ -112,6 +113,7 @@ def test_a_killed_supervisor_or_minder_comes_back_and_workers_do_not_notice(serv
     server.allow_log("ended while it had this request")
 
 
+@seen_by_root
 def test_supervisor_and_minder_may_die_one_after_the_other(server):
     before = server.groups.pids()
     for who in ("minder", "supervisor", "supervisor", "minder"):

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from support.client import until
+from support.groups import seen_by_root
 from support.load import Load
 from support.processes import alive
 
@@ -70,6 +71,7 @@ def test_reload_makes_what_is_wanted_and_not_what_was(serve):
     server.allow_log("HB0303")
 
 
+@seen_by_root
 @pytest.mark.parametrize("coming", ["broken", "slow"])
 def test_a_supervisor_that_is_killed_while_new_settings_do_not_serve_costs_nothing(serve, coming):
     script = serve.script("app.wsgi", ANSWERS % "hello")
@@ -95,6 +97,7 @@ def test_a_supervisor_that_is_killed_while_new_settings_do_not_serve_costs_nothi
     server.allow_log("HB0303|do not serve, the old ones stay|ended")
 
 
+@seen_by_root
 def test_an_application_that_closes_what_is_not_its_own_is_replaced(serve):
     script = serve.script("app.wsgi", """
 import os, socket
@@ -132,6 +135,7 @@ def test_a_reload_that_nobody_wants_any_more_is_answered(serve):
     server.allow_log("a process of the group|did not take")
 
 
+@seen_by_root
 def test_workers_whose_supervisor_and_minder_died_together_end_once_others_serve(serve):
     server = serve("behaviours:application", group="processes=2")
     before = server.groups.serving(2)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from support.client import ConnectionEnded, until
-from support.groups import supervision
+from support.groups import seen_by_root, supervision
 from support.processes import alive, all_processes
 
 pytestmark = pytest.mark.only("nginx-group", "apache-group")
@@ -97,6 +97,7 @@ def answer(server):
         return None
 
 
+@seen_by_root
 @pytest.mark.parametrize("pause", [0, 0.05, 0.3])
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("phase", ["start", "reload", "stop"])

@@ -14,6 +14,7 @@ import pytest
 
 from support import processes
 from support.client import until
+from support.groups import seen_by_root
 from support.supervisor import HIGHBALL, Supervised
 from support.worker import GOAWAY
 
@@ -84,6 +85,7 @@ def test_sockets_are_for_the_server_alone(supervised):
     assert sorted(path.name for path in one.sockets.iterdir()) == ["control.sock", "site.0.sock"]
 
 
+@seen_by_root
 @pytest.mark.parametrize("phase", ["starting", "serving", "busy"])
 def test_the_end_of_the_server_is_the_end_of_everything(supervised, phase):
     one = supervised()
@@ -187,6 +189,7 @@ def test_a_worker_that_dies_again_and_again_is_started_more_and_more_seldom(supe
     one.wait_serving()
 
 
+@seen_by_root
 @pytest.mark.parametrize("phase", ["starting", "serving", "changing", "draining"])
 def test_a_killed_supervisor_is_followed_by_another(supervised, phase):
     one = supervised()
@@ -221,6 +224,7 @@ def test_a_killed_supervisor_is_followed_by_another(supervised, phase):
     assert one.send_state(one.state()).startswith("highball 1 ok"), "orders are still taken"
 
 
+@seen_by_root
 def test_requests_notice_nothing_of_killed_supervisors(supervised):
     one = supervised().run(processes=2)
     one.expected += ["supervisor", "minder"]
@@ -252,6 +256,7 @@ def test_requests_notice_nothing_of_killed_supervisors(supervised):
     assert one.pids() == before
 
 
+@seen_by_root
 def test_a_worker_that_dies_with_its_supervisor_is_replaced_and_told_of(supervised):
     one = supervised().run(processes=2)
     one.expected += ["supervisor", "SIGKILL"]
@@ -267,6 +272,7 @@ def test_a_worker_that_dies_with_its_supervisor_is_replaced_and_told_of(supervis
     one.wait_log("SIGKILL")
 
 
+@seen_by_root
 def test_a_worker_of_a_killed_supervisor_is_still_watched(supervised):
     one = supervised().run()
     one.expected += ["supervisor", "SIGKILL"]
@@ -280,6 +286,7 @@ def test_a_worker_of_a_killed_supervisor_is_still_watched(supervised):
     one.wait_log("SIGKILL")
 
 
+@seen_by_root
 def test_a_killed_minder_is_followed_by_another(supervised):
     one = supervised().run()
     one.expected += ["supervisor", "minder", "process of the group"]
@@ -295,6 +302,7 @@ def test_a_killed_minder_is_followed_by_another(supervised):
     one.wait_serving()
 
 
+@seen_by_root
 def test_workers_without_supervisor_and_minder_serve_and_end_with_the_server(supervised):
     one = supervised().run(processes=2)
     workers, supervisor, minder = one.pids(), one.supervisor, one.minder
@@ -311,6 +319,7 @@ def test_workers_without_supervisor_and_minder_serve_and_end_with_the_server(sup
     assert not one.sockets.exists() and other.sockets.exists(), "the next start does"
 
 
+@seen_by_root
 def test_the_sockets_of_another_server_are_left_alone(supervised):
     one = supervised().run()
     one.expected += ["supervisor", "minder"]

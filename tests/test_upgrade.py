@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from support.client import until
-from support.groups import supervision
+from support.groups import seen_by_root, supervision
 from support.load import Load
 from support.processes import alive
 from support.stage import APACHE_MODULE, COMMAND, NGINX_MODULE, TESTS
@@ -54,6 +54,7 @@ def installed(serve, own_stage):
     return server, server.groups.serving(2)
 
 
+@seen_by_root
 @pytest.mark.no_sanitizer
 @pytest.mark.only("nginx-group", "apache-group")
 def test_until_the_server_is_restarted_everything_stays_what_it_was(installed, own_stage):
@@ -81,6 +82,7 @@ def test_until_the_server_is_restarted_everything_stays_what_it_was(installed, o
         install(own_stage, own_stage.build)
 
 
+@seen_by_root
 @pytest.mark.no_sanitizer
 @pytest.mark.only("nginx-group")
 def test_a_binary_upgrade_of_nginx_meets_the_next_version_and_loses_nothing(serve, own_stage):

@@ -1,11 +1,18 @@
 """What serves process groups beside a server: supervisor, minder and workers, found and asked."""
 
 import json
+import os
 import subprocess
+
+import pytest
 
 from support.client import until
 from support.processes import all_processes
 from support.stage import COMMAND
+
+
+# For tests that tell them from those of other servers.
+seen_by_root = pytest.mark.skipif(os.geteuid() != 0, reason="supervisor and minder show what they hold open to root only")
 
 
 def supervision(log):
