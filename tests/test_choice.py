@@ -96,6 +96,32 @@ def test_the_environment_of_the_server_is_looked_at_last(serve):
     assert server.get("/", {"X-Set": "1"}).json()["title"] == "(wsgi:site)"
 
 
+@pytest.mark.only("apache-group")
+def test_the_index_of_a_directory_goes_where_its_alias_says(serve):
+    """mod_dir takes over what a subrequest has found."""
+    script = serve.script("app.wsgi", WHO)
+    directory = serve.stage.directory("indexed")
+    directory.chmod(0o755)
+    more = f"""WSGIScriptAlias /fixed {script} process-group=other application-group=%{{GLOBAL}}
+WSGIScriptAlias /chosen {script} process-group=%{{ENV:GROUP}} application-group=%{{GLOBAL}}
+<Location /chosen>
+WSGIRestrictProcess site
+</Location>
+Alias /of-fixed {directory}
+Alias /of-chosen {directory}
+<Location /of-fixed>
+DirectoryIndex /fixed
+</Location>
+<Location /of-chosen>
+DirectoryIndex /chosen
+</Location>"""
+    server = serve(Mount(str(script), at="/app"), **{**options(apache=more), "apache_modules": ("setenvif", "dir")})
+    assert ask(server, path="/of-fixed/")["title"] == "(wsgi:other)"
+    assert ask(server, path="/of-chosen/")["title"] == "(wsgi:site)"
+    assert server.get("/of-chosen/", {"X-Group": "other"}).status == 500
+    server.expect_log("HB0313")
+
+
 # The server's own processes.
 
 

@@ -136,6 +136,17 @@ impl Rec {
         Table::new(self.get().subprocess_env)
     }
 
+    /// What modules tell one another of this request.
+    pub fn note(&self, name: &CStr) -> Option<&[u8]> {
+        Table::new(self.get().notes).get(name)
+    }
+
+    pub fn set_note(&mut self, name: &'static CStr, value: &[u8]) {
+        let value = self.pool().string(value);
+        // SAFETY: the table and the value are of the same pool; the name is for ever.
+        unsafe { apr_table_setn(self.get().notes, name.as_ptr(), value) };
+    }
+
     /// What notes, variables or else the environment of this process have under a name, as text.
     pub fn variable(&self, name: &str) -> Option<String> {
         let key = super::c_string(name);
@@ -254,10 +265,6 @@ impl Rec {
 
     pub fn settings(self) -> *mut super::ap_conf_vector_t {
         self.get().per_dir_config
-    }
-
-    pub fn request_config(self) -> *mut super::ap_conf_vector_t {
-        self.get().request_config
     }
 
     /// Maps the request to a file, for the walk over directories that follows.
