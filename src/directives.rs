@@ -177,9 +177,9 @@ pub static DIRECTIVES: &[Directive] = &[
         contexts: EVERYWHERE,
         text: "The process group that runs the application. off, %{GLOBAL}: it runs inside the server's own processes. With a \
                variable the group is chosen for each request: by text with nginx variables; on Apache by the request's note, \
-               else its variable (SetEnv, SetEnvIf, RewriteRule [E=]), else the server's environment variable of that name. \
-               There, off, %{GLOBAL} and nothing stand for the server's own processes; a name that is not declared is answered \
-               500. The groups that may be chosen import the application with the first request for it.",
+               else its variable (SetEnv, SetEnvIf, RewriteRule [E=]), else the environment variable of that name that the server \
+               was started with. There, off, %{GLOBAL} and nothing stand for the server's own processes; a name that is not \
+               declared is answered 500. The groups that may be chosen import the application with the first request for it.",
     },
     Directive {
         id: Id::RestrictProcess,

@@ -97,6 +97,16 @@ def test_the_environment_of_the_server_is_looked_at_last(serve):
 
 
 @pytest.mark.only("apache-group")
+def test_an_application_does_not_change_the_environment_that_chooses(serve):
+    """One inside the server's own processes has the same environment, and may set what it likes there."""
+    script = serve.script("app.wsgi", WHO.replace("body =", "os.environ['TEST_GROUP'] = 'other'; body ="))
+    mount = Mount(str(script), apache="WSGIProcessGroup %{ENV:TEST_GROUP}")
+    server = serve(mount, environment={"TEST_GROUP": "%{GLOBAL}"}, **options())
+    own = {process.pid for process in server.workers()}
+    assert {ask(server)["pid"] for _ in range(3)} == own
+
+
+@pytest.mark.only("apache-group")
 def test_the_index_of_a_directory_goes_where_its_alias_says(serve):
     """mod_dir takes over what a subrequest has found."""
     script = serve.script("app.wsgi", WHO)

@@ -1,5 +1,10 @@
 //! Which process group a request goes to: one that the configuration names, or one that a variable of the request does.
 
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
+
 use highball::error::{Code, Report};
 use highball::group::choice;
 use highball::group::client::direct::Group;
@@ -63,7 +68,8 @@ pub fn group(rec: Rec, alias: Option<&Alias>, settings: &DirectorySettings) -> R
         Choice::Here => "",
         Choice::Named(name) => name,
         Choice::Variable(name) => {
-            value = rec.variable(name).ok_or_else(|| unset(name))?;
+            let found = rec.variable(name).or_else(|| of_server(name)).ok_or_else(|| unset(name))?;
+            value = String::from_utf8_lossy(found);
             match &*value {
                 "" | GLOBAL => "",
                 name => name,
@@ -82,6 +88,17 @@ pub fn group(rec: Rec, alias: Option<&Alias>, settings: &DirectorySettings) -> R
     }
 }
 
+/// Keeps the environment as it is before any application runs in this process: one that does may set its own there, at any
+/// time, and it is not for that to say where requests go.
+pub fn begin() {
+    ENVIRONMENT.get_or_init(|| std::env::vars_os().collect());
+}
+
+/// What the server's environment has under a name.
+fn of_server(name: &str) -> Option<&'static [u8]> {
+    ENVIRONMENT.get()?.get(OsStr::new(name)).map(|value| value.as_bytes())
+}
+
 fn unset(name: &str) -> Report {
     let cause =
         format!("the process group is to be that in the variable \"{name}\", and this request has none of that name");
@@ -89,6 +106,9 @@ fn unset(name: &str) -> Report {
         "set it for every request, with SetEnv, SetEnvIf or RewriteRule; to {GLOBAL} for Apache's own processes"
     ))
 }
+
+/// In a server process.
+static ENVIRONMENT: OnceLock<HashMap<OsString, OsString>> = OnceLock::new();
 
 pub const GLOBAL: &str = "%{GLOBAL}";
 

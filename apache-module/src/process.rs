@@ -15,7 +15,7 @@ use highball::log::Level;
 use highball::python::{Application, Interpreter, home};
 use highball::settings::{ApplicationSettings, DEFAULT_CALLABLE, InterpreterSettings, Target};
 
-use crate::choice::Choice;
+use crate::choice::{self, Choice};
 use crate::ffi::{
     self, AP_MPMQ_MAX_DAEMONS, AP_MPMQ_MAX_THREADS, AP_SQ_MAIN_STATE, AP_SQ_MS_CREATE_PRE_CONFIG, AP_SQ_RM_CONFIG_TEST,
     AP_SQ_RUN_MODE, APR_SUCCESS, HTTP_INTERNAL_SERVER_ERROR, OK, ap_get_server_banner, ap_state_query,
@@ -86,6 +86,7 @@ entry! {
     fn child_init(pool: *mut apr_pool_t, server: *mut server_rec) -> (), else (), {
         SERVER.store(server, Ordering::Relaxed);
         applications().clear();
+        choice::begin();
         // SAFETY: the pool is destroyed when the process ends.
         unsafe { apr_pool_pre_cleanup_register(pool, null_mut(), Some(child_exit)) };
         group::begin();

@@ -147,14 +147,10 @@ impl Rec {
         unsafe { apr_table_setn(self.get().notes, name.as_ptr(), value) };
     }
 
-    /// What notes, variables or else the environment of this process have under a name, as text.
-    pub fn variable(&self, name: &str) -> Option<String> {
+    /// What notes or else variables have under a name.
+    pub fn variable(&self, name: &str) -> Option<&[u8]> {
         let key = super::c_string(name);
-        let noted = Table::new(self.get().notes).get(&key).or_else(|| self.variables().get(&key));
-        match noted {
-            Some(value) => Some(String::from_utf8_lossy(value).into_owned()),
-            None => std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()),
-        }
+        self.note(&key).or_else(|| self.variables().get(&key))
     }
 
     pub fn client_address(&self) -> &[u8] {
