@@ -182,10 +182,11 @@ def test_a_group_that_nobody_declares_is_500_with_one_record(server):
 
 
 def test_what_cannot_be_a_name_is_not_written_to_the_log(server):
-    for value in ("Basic dTpw", "a/../b", "x" * 65, "%{SERVER}", "%{ENV:GROUP}"):
+    for value in ("Basic dTpw", "a/../b", "x" * 65, "%{SERVER}", "%{ENV:GROUP}", "\xe4\xff"):
         assert server.get("/", {"X-Group": value}).status == 500
         assert value not in "".join(record.text for record in server.log.matching("HB0312"))
-    server.expect_log("HB0312.*bytes", times=5)
+    assert "(2 bytes)" in server.log.matching("HB0312")[-1].text
+    server.expect_log("HB0312.*bytes", times=6)
     assert ask(server)["title"] == "(wsgi:site)"
 
 

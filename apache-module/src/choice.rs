@@ -40,7 +40,7 @@ impl<'a> Choice<'a> {
 
     /// Whether a mount of the one and of the other may run in the same process group.
     pub fn meets(self, allowed: Option<&[String]>, other: Choice<'_>, other_allowed: Option<&[String]>) -> bool {
-        let may = |name: &str, allowed: Option<&[String]>| choice::check("", name, allowed).is_ok();
+        let may = |name: &str, allowed: Option<&[String]>| choice::check("", name.as_bytes(), allowed).is_ok();
         match (self, other) {
             (Choice::Named(_) | Choice::Here, Choice::Named(_) | Choice::Here) => self == other,
             // Which applications share the server's own processes shows with their requests.
@@ -63,25 +63,19 @@ pub fn variable(written: &str) -> Option<&str> {
 /// The group that answers a request: `None` where the server's own process does.
 pub fn group(rec: Rec, alias: Option<&Alias>, settings: &DirectorySettings) -> Result<Option<&'static Group>, Report> {
     let choice = Choice::of(alias, settings);
-    let value;
     let name = match choice {
-        Choice::Here => "",
-        Choice::Named(name) => name,
-        Choice::Variable(name) => {
-            let found = rec.variable(name).or_else(|| of_server(name)).ok_or_else(|| unset(name))?;
-            value = String::from_utf8_lossy(found);
-            match &*value {
-                "" | GLOBAL => "",
-                name => name,
-            }
-        }
+        Choice::Here => b"",
+        Choice::Named(name) => name.as_bytes(),
+        Choice::Variable(name) => rec.variable(name).or_else(|| of_server(name)).ok_or_else(|| unset(name))?,
     };
+    let name = if name == GLOBAL.as_bytes() { b"" } else { name };
     choice::check("WSGIRestrictProcess", name, settings.allowed_groups())?;
-    match (group::find(name), choice) {
+    match (std::str::from_utf8(name).ok().and_then(group::find), choice) {
         (_, _) if name.is_empty() => Ok(None),
         (Some(group), _) => Ok(Some(group)),
-        (None, Choice::Variable(_)) => Err(choice::unknown("WSGIProcessGroup", name.as_bytes(), group::names())),
+        (None, Choice::Variable(_)) => Err(choice::unknown("WSGIProcessGroup", name, group::names())),
         (None, _) => {
+            let name = String::from_utf8_lossy(name);
             let cause = format!("the process group \"{name}\" is not there");
             Err(Report::new(Code::PythonUnavailable, cause).remedy("see why in the log, where the server started"))
         }

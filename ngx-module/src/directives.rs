@@ -518,13 +518,13 @@ impl LocationConf {
             Some(Choice::Named(name)) => name.as_str(),
             Some(Choice::Variable(text)) => {
                 grouped(None, self.allowed_groups.clone());
-                let may_be_here = choice::check("", "", allowed).is_ok();
+                let may_be_here = choice::check("", b"", allowed).is_ok();
                 let application = may_be_here.then(|| main.application(pass, &settings, true));
                 let allowed = self.allowed_groups.clone();
                 return Ok(Runs::Chosen(Chosen { text: *text, allowed, answerer: answerer(), application }));
             }
         };
-        choice::check(&format!("wsgi_restrict_process ({})", pass.place), name, allowed)?;
+        choice::check(&format!("wsgi_restrict_process ({})", pass.place), name.as_bytes(), allowed)?;
         if name.is_empty() {
             return Ok(Runs::Here(main.application(pass, &settings, false)));
         }
