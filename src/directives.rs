@@ -191,8 +191,9 @@ pub static DIRECTIVES: &[Directive] = &[
         default: "none: all groups, and the server's own processes",
         contexts: EVERYWHERE,
         text: "The process groups that may run the application, where wsgi_process_group or WSGIProcessGroup chooses one for each \
-               request: any other is answered 500. off, %{GLOBAL}: the server's own processes. nginx refuses a configuration \
-               whose fixed group is not in the list.",
+               request: any other is answered 500. off, %{GLOBAL}: the server's own processes. A list replaces those of the places \
+               around it, and on Apache an earlier one of the same place. nginx refuses a configuration whose fixed group is not \
+               in the list.",
     },
     Directive {
         id: Id::SocketPrefix,

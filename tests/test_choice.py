@@ -222,6 +222,16 @@ def test_the_nearest_list_holds(serve):
 
 
 @pytest.mark.only("apache-group")
+def test_the_last_list_of_a_section_holds(serve):
+    """As with mod_wsgi: a list that is written again is not a longer one."""
+    mount = Mount(str(serve.script("app.wsgi", WHO)), apache="WSGIProcessGroup %{ENV:GROUP}\nWSGIRestrictProcess site\nWSGIRestrictProcess other")
+    server = serve(mount, **options())
+    assert ask(server, "other")["title"] == "(wsgi:other)"
+    assert server.get("/", {"X-Group": "site"}).status == 500
+    server.expect_log("HB0313")
+
+
+@pytest.mark.only("apache-group")
 def test_a_fixed_group_outside_the_list_is_500(serve):
     server = serve(str(serve.script("app.wsgi", WHO)), **options("other"))
     assert server.get("/").status == 500

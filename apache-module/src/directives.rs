@@ -101,10 +101,7 @@ impl Line {
                 }
             }
             Id::RestrictProcess => {
-                let mut names = directory.allowed_groups().unwrap_or_default().to_vec();
-                for word in &words {
-                    names.push(self.fixed_group(word)?);
-                }
+                let names = words.iter().map(|word| self.fixed_group(word)).collect::<Result<Vec<_>, _>>()?;
                 directory.allowed_groups = self.pool.keep(names);
             }
             Id::SocketPrefix => self.server()?.socket_prefix = Some(self.relative(word)?),
