@@ -324,6 +324,23 @@ def test_lists_keep_two_applications_apart(serve):
     assert right, text
 
 
+@pytest.mark.only("apache-group")
+def test_an_application_that_may_run_in_the_server_s_own_processes_meets_those_that_do(serve):
+    """A client could choose them for the one and so keep the other out, for as long as the process lives."""
+    one, two = serve.script("one.wsgi", WHO), serve.script("two.wsgi", WHO)
+    aliases = f"WSGIScriptAlias /one {one} process-group=%{{ENV:GROUP}}\nWSGIScriptAlias /two {two} process-group=TWO\n"
+
+    def check(group, lists, more=""):
+        return serve.check(**options(lists, apache=aliases.replace("TWO", group) + more, shared_interpreter=False))
+
+    for group, lists in (("%{GLOBAL}", ""), ("%{GLOBAL}", "site %{GLOBAL}"), ("%{ENV:GROUP}", "%{GLOBAL}")):
+        right, text = check(group, lists)
+        assert not right and "HB0104" in text, text
+    for lists, more in (("site other", ""), ("", "WSGIRestrictEmbedded On\n")):
+        right, text = check("%{GLOBAL}", lists, more)
+        assert right, text
+
+
 def test_a_list_names_declared_groups(serve):
     right, text = serve.check(chosen(serve.script("app.wsgi", WHO)), **options("site othr"))
     assert not right and "HB0103" in text and 'did you mean "other"' in text, text

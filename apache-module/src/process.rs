@@ -15,7 +15,7 @@ use highball::log::Level;
 use highball::python::{Application, Interpreter, home};
 use highball::settings::{ApplicationSettings, DEFAULT_CALLABLE, InterpreterSettings, Target};
 
-use crate::choice::{self, Choice};
+use crate::choice::{self, Choice, Reach};
 use crate::ffi::{
     self, AP_MPMQ_MAX_DAEMONS, AP_MPMQ_MAX_THREADS, AP_SQ_MAIN_STATE, AP_SQ_MS_CREATE_PRE_CONFIG, AP_SQ_RM_CONFIG_TEST,
     AP_SQ_RUN_MODE, APR_SUCCESS, HTTP_INTERNAL_SERVER_ERROR, OK, ap_get_server_banner, ap_state_query,
@@ -259,29 +259,31 @@ fn check_groups(server: *mut server_rec) -> Result<(), Report> {
     struct Mounted<'a> {
         script: &'a [u8],
         callable: &'a str,
-        group: Choice<'a>,
-        allowed: Option<&'a [String]>,
+        reach: Reach<'a>,
         global: bool,
     }
+    let embedded = !ServerSettings::of(server).is_some_and(|settings| settings.restrict_embedded);
     let mut mounted: Vec<Mounted<'_>> = Vec::new();
     for server in servers(server) {
         let settings = DirectorySettings::of_server(server);
         mounted.extend(aliases(server).map(|alias| Mounted {
             script: &alias.target,
             callable: callable(alias, &settings),
-            group: Choice::of(Some(alias), &settings),
-            allowed: settings.allowed_groups(),
+            reach: Reach {
+                choice: Choice::of(Some(alias), &settings),
+                allowed: settings.allowed_groups().map(<[String]>::to_vec),
+                embedded,
+            },
             global: alias.global_application || settings.global,
         }));
     }
-    let different = |a: &Mounted<'_>, b: &Mounted<'_>| {
-        (a.script, a.callable) != (b.script, b.callable) && a.group.meets(a.allowed, b.group, b.allowed)
-    };
+    let different =
+        |a: &Mounted<'_>, b: &Mounted<'_>| (a.script, a.callable) != (b.script, b.callable) && a.reach.meets(&b.reach);
     let alone = mounted.iter().find(|one| !one.global && mounted.iter().any(|other| different(one, other)));
     let Some(alone) = alone else { return Ok(()) };
     let Some(other) = mounted.iter().find(|other| different(alone, other)) else { return Ok(()) };
     let mut report = second(alone.script, other.script);
-    if [alone, other].iter().any(|one| matches!(one.group, Choice::Variable(_))) {
+    if [alone, other].iter().any(|one| matches!(one.reach.choice, Choice::Variable(_))) {
         report.remedy += "; or name with WSGIRestrictProcess, outside sections, the groups that each may be sent to";
     }
     Err(report)
