@@ -325,6 +325,18 @@ def test_lists_keep_two_applications_apart(serve):
 
 
 @pytest.mark.only("apache-group")
+def test_a_list_in_a_section_that_is_longer_does_not_keep_two_apart(serve):
+    hosts = ""
+    for script in (serve.script("site.wsgi", WHO), serve.script("other.wsgi", WHO)):
+        alias = f"WSGIScriptAlias / {script} process-group=%{{ENV:GROUP}}\nWSGIRestrictProcess {script.stem}"
+        section = "<Location /more>\nWSGIRestrictProcess %s\n</Location>"
+        hosts += f"<VirtualHost *>\nServerName {script.stem}\n{alias}\n{section}\n</VirtualHost>\n"
+    for names in ("site other", "site"):
+        right, text = serve.check(**options(apache=hosts.replace("%s", names), shared_interpreter=False))
+        assert not right and "HB0104" in text and "section" in text, text
+
+
+@pytest.mark.only("apache-group")
 def test_an_application_that_may_run_in_the_server_s_own_processes_meets_those_that_do(serve):
     """A client could choose them for the one and so keep the other out, for as long as the process lives."""
     one, two = serve.script("one.wsgi", WHO), serve.script("two.wsgi", WHO)

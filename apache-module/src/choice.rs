@@ -51,7 +51,7 @@ impl<'a> Choice<'a> {
 /// Where the requests of a mount may go, as far as the configuration tells.
 pub struct Reach<'a> {
     pub choice: Choice<'a>,
-    /// `None` is any.
+    /// Every group that some list allows; `None` is any.
     pub allowed: Option<Vec<String>>,
     /// Whether applications may run in the server's own processes at all.
     pub embedded: bool,

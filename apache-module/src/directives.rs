@@ -102,6 +102,9 @@ impl Line {
             }
             Id::RestrictProcess => {
                 let names = words.iter().map(|word| self.fixed_group(word)).collect::<Result<Vec<_>, _>>()?;
+                if self.in_section() {
+                    self.server()?.allowed_in_sections.extend_from_slice(&names);
+                }
                 directory.allowed_groups = self.pool.keep(names);
             }
             Id::SocketPrefix => self.server()?.socket_prefix = Some(self.relative(word)?),

@@ -269,11 +269,7 @@ fn check_groups(server: *mut server_rec) -> Result<(), Report> {
         mounted.extend(aliases(server).map(|alias| Mounted {
             script: &alias.target,
             callable: callable(alias, &settings),
-            reach: Reach {
-                choice: Choice::of(Some(alias), &settings),
-                allowed: settings.allowed_groups().map(<[String]>::to_vec),
-                embedded,
-            },
+            reach: Reach { choice: Choice::of(Some(alias), &settings), allowed: allowed_groups(server), embedded },
             global: alias.global_application || settings.global,
         }));
     }
@@ -284,9 +280,16 @@ fn check_groups(server: *mut server_rec) -> Result<(), Report> {
     let Some(other) = mounted.iter().find(|other| different(alone, other)) else { return Ok(()) };
     let mut report = second(alone.script, other.script);
     if [alone, other].iter().any(|one| matches!(one.reach.choice, Choice::Variable(_))) {
-        report.remedy += "; or name with WSGIRestrictProcess, outside sections, the groups that each may be sent to";
+        report.remedy += "; or name with WSGIRestrictProcess, outside sections, the groups that each may be sent to, and no \
+                          others in sections";
     }
     Err(report)
+}
+
+/// The groups that lists of this server allow somewhere; `None` is any.
+fn allowed_groups(server: *mut server_rec) -> Option<Vec<String>> {
+    let in_sections = ServerSettings::of(server).map_or(&[][..], |settings| settings.allowed_in_sections.as_slice());
+    DirectorySettings::of_server(server).allowed_groups().map(|names| [names, in_sections].concat())
 }
 
 /// Groups are declared once, and none is named that is not.

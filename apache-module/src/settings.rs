@@ -26,6 +26,8 @@ pub struct ServerSettings {
     pub named_groups: Vec<(String, String)>,
     /// Directories whose sections name a group.
     pub grouped_sections: Vec<PathBuf>,
+    /// Groups that `WSGIRestrictProcess` allows in sections; empty for the server's own processes.
+    pub allowed_in_sections: Vec<String>,
     pub socket_prefix: Option<PathBuf>,
 }
 
@@ -135,6 +137,7 @@ entry! {
         merged.aliases = [added.aliases.as_slice(), base.aliases.as_slice()].concat();
         merged.group_in_section |= added.group_in_section;
         merged.grouped_sections.extend_from_slice(&added.grouped_sections);
+        merged.allowed_in_sections.extend_from_slice(&added.allowed_in_sections);
         merged.groups.clone_from(&added.groups);
         merged.named_groups.clone_from(&added.named_groups);
         Pool::new(pool).keep(merged).cast()
