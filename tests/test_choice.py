@@ -337,6 +337,19 @@ def test_a_list_in_a_section_that_is_longer_does_not_keep_two_apart(serve):
 
 
 @pytest.mark.only("apache-group")
+def test_a_section_that_names_a_group_says_nothing_of_aliases_that_do(serve):
+    one, two = serve.script("one.wsgi", WHO), serve.script("two.wsgi", WHO)
+    aliases = "".join(f"WSGIScriptAlias /{script.stem} {script} process-group=%{{ENV:GROUP}}\n" for script in (one, two))
+    section = "<Location /three>\nWSGIProcessGroup other\n%s</Location>\n"
+    right, text = serve.check(**options(apache=aliases + section % "", shared_interpreter=False))
+    assert not right and "HB0104" in text, text
+    right, text = serve.check(**options(apache=aliases + section % "WSGIApplicationGroup %{GLOBAL}\n", shared_interpreter=False))
+    assert right, text
+    right, text = serve.check(**options(apache=aliases.replace(" process-group=%{ENV:GROUP}", "") + section % "", shared_interpreter=False))
+    assert right, text
+
+
+@pytest.mark.only("apache-group")
 def test_an_application_that_may_run_in_the_server_s_own_processes_meets_those_that_do(serve):
     """A client could choose them for the one and so keep the other out, for as long as the process lives."""
     one, two = serve.script("one.wsgi", WHO), serve.script("two.wsgi", WHO)

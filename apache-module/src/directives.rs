@@ -82,7 +82,7 @@ impl Line {
                 self.global(word, "application-group")?;
                 directory.global = true;
                 if self.in_section() {
-                    self.server()?.group_in_section = true;
+                    self.server()?.application_group_in_section = true;
                 }
             }
             Id::DaemonProcess => {
@@ -96,7 +96,7 @@ impl Line {
                 directory.process_group = self.pool.string(group.as_bytes());
                 if self.in_section() {
                     let server = self.server()?;
-                    server.group_in_section = true;
+                    server.process_group_in_section = true;
                     server.grouped_sections.extend(self.directory_section());
                 }
             }

@@ -252,10 +252,13 @@ pub fn with_signals_blocked<R>(run: impl FnOnce() -> R) -> R {
 
 /// Two different applications in one interpreter: only where both say so.
 fn check_groups(server: *mut server_rec) -> Result<(), Report> {
-    if servers(server).filter_map(ServerSettings::of).any(|settings| settings.group_in_section) {
-        // Which mounts a section covers shows with their requests: they are checked there.
+    let any = |is: fn(&ServerSettings) -> bool| servers(server).filter_map(ServerSettings::of).any(is);
+    // Which mounts a section covers shows with their requests only; what an alias says itself, no section changes.
+    if any(|settings| settings.application_group_in_section) {
         return Ok(());
     }
+    let sections_decide = any(|settings| settings.process_group_in_section);
+    let is_sure = |alias: &&Alias| !sections_decide || alias.process_group.is_some();
     struct Mounted<'a> {
         script: &'a [u8],
         callable: &'a str,
@@ -266,7 +269,7 @@ fn check_groups(server: *mut server_rec) -> Result<(), Report> {
     let mut mounted: Vec<Mounted<'_>> = Vec::new();
     for server in servers(server) {
         let settings = DirectorySettings::of_server(server);
-        mounted.extend(aliases(server).map(|alias| Mounted {
+        mounted.extend(aliases(server).filter(is_sure).map(|alias| Mounted {
             script: &alias.target,
             callable: callable(alias, &settings),
             reach: Reach { choice: Choice::of(Some(alias), &settings), allowed: allowed_groups(server), embedded },
