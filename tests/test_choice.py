@@ -380,6 +380,12 @@ def test_a_fixed_group_outside_the_list_is_refused(serve):
 
 
 @pytest.mark.only("nginx-group")
+def test_no_group_is_called_off(serve):
+    right, text = serve.check(chosen(serve.script("app.wsgi", WHO)), **options(nginx="wsgi_daemon_process off;"))
+    assert not right and "HB0103" in text and "wsgi_process_group" in text, text
+
+
+@pytest.mark.only("nginx-group")
 def test_a_variable_that_nginx_does_not_know_is_refused(serve):
     right, text = serve.check(Mount(str(serve.script("app.wsgi", WHO)), nginx="wsgi_process_group $nowhere;"), **options())
     assert not right and '"nowhere"' in text, text

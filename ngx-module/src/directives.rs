@@ -283,6 +283,11 @@ impl Setting<'_> {
 
     fn daemon_process(&self) -> Result<(), Refused> {
         let words = (0..self.values.len()).map(|index| self.text(index)).collect::<Result<Vec<_>, _>>()?;
+        if words.first() == Some(&OFF) {
+            return Err(
+                self.wrong("is no name for a process group: wsgi_process_group takes it for nginx's own processes")
+            );
+        }
         let declared = options::parse(self.name, &words)?;
         for notice in &declared.notices {
             tell(self.cf, ffi::NGX_LOG_NOTICE, &format!("\"{}\": {notice}", self.name));
