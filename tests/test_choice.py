@@ -97,6 +97,19 @@ def test_the_environment_of_the_server_is_looked_at_last(serve):
 
 
 @pytest.mark.only("apache-group")
+def test_a_note_is_looked_at_first(serve):
+    """A module's, here one in Lua."""
+    note = serve.script("note.lua", "function note(r)\n if r.headers_in['X-Note'] then r.notes['GROUP'] = r.headers_in['X-Note'] end\n return apache2.OK\nend\n")
+    more = options("site other", apache=f"LuaHookFixups {note} note")
+    server = serve(chosen(serve.script("app.wsgi", WHO)), **{**more, "apache_modules": ("setenvif", "lua")})
+    assert server.get("/", {"X-Group": "other", "X-Note": "site"}).json()["title"] == "(wsgi:site)"
+    assert server.get("/", {"X-Group": "site", "X-Note": "other"}).json()["title"] == "(wsgi:other)"
+    assert ask(server, "other")["title"] == "(wsgi:other)"
+    assert server.get("/", {"X-Note": "%{GLOBAL}"}).status == 500
+    server.expect_log("HB0313")
+
+
+@pytest.mark.only("apache-group")
 def test_an_application_does_not_change_the_environment_that_chooses(serve):
     """One inside the server's own processes has the same environment, and may set what it likes there."""
     script = serve.script("app.wsgi", WHO.replace("body =", "os.environ['TEST_GROUP'] = 'other'; body ="))
@@ -366,8 +379,13 @@ def test_an_application_that_may_run_in_the_server_s_own_processes_meets_those_t
         assert right, text
 
 
-def test_a_list_names_declared_groups(serve):
-    right, text = serve.check(chosen(serve.script("app.wsgi", WHO)), **options("site othr"))
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_list_names_declared_groups(serve, inside):
+    mount = chosen(serve.script("app.wsgi", WHO))
+    if inside:
+        mount.nginx += " wsgi_restrict_process site othr;"
+        mount.apache += "\nWSGIRestrictProcess site othr"
+    right, text = serve.check(mount, **options("" if inside else "site othr"))
     assert not right and "HB0103" in text and 'did you mean "other"' in text, text
 
 
