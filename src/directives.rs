@@ -177,9 +177,9 @@ pub static DIRECTIVES: &[Directive] = &[
         contexts: EVERYWHERE,
         text: "The process group that runs the application. off, %{GLOBAL}: it runs inside the server's own processes. With a \
                variable the group is chosen for each request: by text with nginx variables; on Apache by the request's note, \
-               else its variable (SetEnv, SetEnvIf, RewriteRule [E=]), else the server's environment variable of that name. \
-               There, off, %{GLOBAL} and nothing stand for the server's own processes; a name that is not declared is answered \
-               500. The groups that may be chosen import the application with the first request for it.",
+               else its variable (SetEnv, SetEnvIf, RewriteRule [E=]), else the environment variable of that name that the server \
+               was started with. There, off, %{GLOBAL} and nothing stand for the server's own processes; a name that is not \
+               declared is answered 500. The groups that may be chosen import the application with the first request for it.",
     },
     Directive {
         id: Id::RestrictProcess,
@@ -191,8 +191,9 @@ pub static DIRECTIVES: &[Directive] = &[
         default: "none: all groups, and the server's own processes",
         contexts: EVERYWHERE,
         text: "The process groups that may run the application, where wsgi_process_group or WSGIProcessGroup chooses one for each \
-               request: any other is answered 500. off, %{GLOBAL}: the server's own processes. nginx refuses a configuration \
-               whose fixed group is not in the list.",
+               request: any other is answered 500. off, %{GLOBAL}: the server's own processes. A list replaces those of the places \
+               around it, and on Apache an earlier one of the same place. nginx refuses a configuration whose fixed group is not \
+               in the list.",
     },
     Directive {
         id: Id::SocketPrefix,

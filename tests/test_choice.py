@@ -96,6 +96,55 @@ def test_the_environment_of_the_server_is_looked_at_last(serve):
     assert server.get("/", {"X-Set": "1"}).json()["title"] == "(wsgi:site)"
 
 
+@pytest.mark.only("apache-group")
+def test_a_note_is_looked_at_first(serve):
+    """A module's, here one in Lua."""
+    note = serve.script("note.lua", "function note(r)\n if r.headers_in['X-Note'] then r.notes['GROUP'] = r.headers_in['X-Note'] end\n return apache2.OK\nend\n")
+    more = options("site other", apache=f"LuaHookFixups {note} note")
+    server = serve(chosen(serve.script("app.wsgi", WHO)), **{**more, "apache_modules": ("setenvif", "lua")})
+    assert server.get("/", {"X-Group": "other", "X-Note": "site"}).json()["title"] == "(wsgi:site)"
+    assert server.get("/", {"X-Group": "site", "X-Note": "other"}).json()["title"] == "(wsgi:other)"
+    assert ask(server, "other")["title"] == "(wsgi:other)"
+    assert server.get("/", {"X-Note": "%{GLOBAL}"}).status == 500
+    server.expect_log("HB0313")
+
+
+@pytest.mark.only("apache-group")
+def test_an_application_does_not_change_the_environment_that_chooses(serve):
+    """One inside the server's own processes has the same environment, and may set what it likes there."""
+    script = serve.script("app.wsgi", WHO.replace("body =", "os.environ['TEST_GROUP'] = 'other'; body ="))
+    mount = Mount(str(script), apache="WSGIProcessGroup %{ENV:TEST_GROUP}")
+    server = serve(mount, environment={"TEST_GROUP": "%{GLOBAL}"}, **options())
+    own = {process.pid for process in server.workers()}
+    assert {ask(server)["pid"] for _ in range(3)} == own
+
+
+@pytest.mark.only("apache-group")
+def test_the_index_of_a_directory_goes_where_its_alias_says(serve):
+    """mod_dir takes over what a subrequest has found."""
+    script = serve.script("app.wsgi", WHO)
+    directory = serve.stage.directory("indexed")
+    directory.chmod(0o755)
+    more = f"""WSGIScriptAlias /fixed {script} process-group=other application-group=%{{GLOBAL}}
+WSGIScriptAlias /chosen {script} process-group=%{{ENV:GROUP}} application-group=%{{GLOBAL}}
+<Location /chosen>
+WSGIRestrictProcess site
+</Location>
+Alias /of-fixed {directory}
+Alias /of-chosen {directory}
+<Location /of-fixed>
+DirectoryIndex /fixed
+</Location>
+<Location /of-chosen>
+DirectoryIndex /chosen
+</Location>"""
+    server = serve(Mount(str(script), at="/app"), **{**options(apache=more), "apache_modules": ("setenvif", "dir")})
+    assert ask(server, path="/of-fixed/")["title"] == "(wsgi:other)"
+    assert ask(server, path="/of-chosen/")["title"] == "(wsgi:site)"
+    assert server.get("/of-chosen/", {"X-Group": "other"}).status == 500
+    server.expect_log("HB0313")
+
+
 # The server's own processes.
 
 
@@ -146,10 +195,11 @@ def test_a_group_that_nobody_declares_is_500_with_one_record(server):
 
 
 def test_what_cannot_be_a_name_is_not_written_to_the_log(server):
-    for value in ("Basic dTpw", "a/../b", "x" * 65, "%{SERVER}", "%{ENV:GROUP}"):
+    for value in ("Basic dTpw", "a/../b", "x" * 65, "%{SERVER}", "%{ENV:GROUP}", "\xe4\xff"):
         assert server.get("/", {"X-Group": value}).status == 500
         assert value not in "".join(record.text for record in server.log.matching("HB0312"))
-    server.expect_log("HB0312.*bytes", times=5)
+    assert "(2 bytes)" in server.log.matching("HB0312")[-1].text
+    server.expect_log("HB0312.*bytes", times=6)
     assert ask(server)["title"] == "(wsgi:site)"
 
 
@@ -181,6 +231,16 @@ def test_the_nearest_list_holds(serve):
     assert ask(server, "other", "/inner")["title"] == "(wsgi:other)"
     assert server.get("/inner", {"X-Group": "site"}).status == 500
     assert ask(server, "site")["title"] == "(wsgi:site)"
+    server.expect_log("HB0313")
+
+
+@pytest.mark.only("apache-group")
+def test_the_last_list_of_a_section_holds(serve):
+    """As with mod_wsgi: a list that is written again is not a longer one."""
+    mount = Mount(str(serve.script("app.wsgi", WHO)), apache="WSGIProcessGroup %{ENV:GROUP}\nWSGIRestrictProcess site\nWSGIRestrictProcess other")
+    server = serve(mount, **options())
+    assert ask(server, "other")["title"] == "(wsgi:other)"
+    assert server.get("/", {"X-Group": "site"}).status == 500
     server.expect_log("HB0313")
 
 
@@ -277,8 +337,55 @@ def test_lists_keep_two_applications_apart(serve):
     assert right, text
 
 
-def test_a_list_names_declared_groups(serve):
-    right, text = serve.check(chosen(serve.script("app.wsgi", WHO)), **options("site othr"))
+@pytest.mark.only("apache-group")
+def test_a_list_in_a_section_that_is_longer_does_not_keep_two_apart(serve):
+    hosts = ""
+    for script in (serve.script("site.wsgi", WHO), serve.script("other.wsgi", WHO)):
+        alias = f"WSGIScriptAlias / {script} process-group=%{{ENV:GROUP}}\nWSGIRestrictProcess {script.stem}"
+        section = "<Location /more>\nWSGIRestrictProcess %s\n</Location>"
+        hosts += f"<VirtualHost *>\nServerName {script.stem}\n{alias}\n{section}\n</VirtualHost>\n"
+    for names in ("site other", "site"):
+        right, text = serve.check(**options(apache=hosts.replace("%s", names), shared_interpreter=False))
+        assert not right and "HB0104" in text and "section" in text, text
+
+
+@pytest.mark.only("apache-group")
+def test_a_section_that_names_a_group_says_nothing_of_aliases_that_do(serve):
+    one, two = serve.script("one.wsgi", WHO), serve.script("two.wsgi", WHO)
+    aliases = "".join(f"WSGIScriptAlias /{script.stem} {script} process-group=%{{ENV:GROUP}}\n" for script in (one, two))
+    section = "<Location /three>\nWSGIProcessGroup other\n%s</Location>\n"
+    right, text = serve.check(**options(apache=aliases + section % "", shared_interpreter=False))
+    assert not right and "HB0104" in text, text
+    right, text = serve.check(**options(apache=aliases + section % "WSGIApplicationGroup %{GLOBAL}\n", shared_interpreter=False))
+    assert right, text
+    right, text = serve.check(**options(apache=aliases.replace(" process-group=%{ENV:GROUP}", "") + section % "", shared_interpreter=False))
+    assert right, text
+
+
+@pytest.mark.only("apache-group")
+def test_an_application_that_may_run_in_the_server_s_own_processes_meets_those_that_do(serve):
+    """A client could choose them for the one and so keep the other out, for as long as the process lives."""
+    one, two = serve.script("one.wsgi", WHO), serve.script("two.wsgi", WHO)
+    aliases = f"WSGIScriptAlias /one {one} process-group=%{{ENV:GROUP}}\nWSGIScriptAlias /two {two} process-group=TWO\n"
+
+    def check(group, lists, more=""):
+        return serve.check(**options(lists, apache=aliases.replace("TWO", group) + more, shared_interpreter=False))
+
+    for group, lists in (("%{GLOBAL}", ""), ("%{GLOBAL}", "site %{GLOBAL}"), ("%{ENV:GROUP}", "%{GLOBAL}")):
+        right, text = check(group, lists)
+        assert not right and "HB0104" in text, text
+    for lists, more in (("site other", ""), ("", "WSGIRestrictEmbedded On\n")):
+        right, text = check("%{GLOBAL}", lists, more)
+        assert right, text
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_list_names_declared_groups(serve, inside):
+    mount = chosen(serve.script("app.wsgi", WHO))
+    if inside:
+        mount.nginx += " wsgi_restrict_process site othr;"
+        mount.apache += "\nWSGIRestrictProcess site othr"
+    right, text = serve.check(mount, **options("" if inside else "site othr"))
     assert not right and "HB0103" in text and 'did you mean "other"' in text, text
 
 
@@ -288,6 +395,12 @@ def test_a_fixed_group_outside_the_list_is_refused(serve):
     for group in ("", "wsgi_process_group off;"):
         right, text = serve.check(Mount(script, nginx=group), **options("other"))
         assert not right and "HB0313" in text and "wsgi_restrict_process" in text, text
+
+
+@pytest.mark.only("nginx-group")
+def test_no_group_is_called_off(serve):
+    right, text = serve.check(chosen(serve.script("app.wsgi", WHO)), **options(nginx="wsgi_daemon_process off;"))
+    assert not right and "HB0103" in text and "wsgi_process_group" in text, text
 
 
 @pytest.mark.only("nginx-group")

@@ -1,5 +1,10 @@
 //! Which process group a request goes to: one that the configuration names, or one that a variable of the request does.
 
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
+
 use highball::error::{Code, Report};
 use highball::group::choice;
 use highball::group::client::direct::Group;
@@ -33,19 +38,43 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// Whether a mount of the one and of the other may run in the same process group.
-    pub fn meets(self, allowed: Option<&[String]>, other: Choice<'_>, other_allowed: Option<&[String]>) -> bool {
-        let may = |name: &str, allowed: Option<&[String]>| choice::check("", name, allowed).is_ok();
-        match (self, other) {
-            (Choice::Named(_) | Choice::Here, Choice::Named(_) | Choice::Here) => self == other,
-            // Which applications share the server's own processes shows with their requests.
-            (Choice::Here, Choice::Variable(_)) | (Choice::Variable(_), Choice::Here) => false,
-            (Choice::Named(name), Choice::Variable(_)) => may(name, other_allowed),
-            (Choice::Variable(_), Choice::Named(name)) => may(name, allowed),
-            (Choice::Variable(_), Choice::Variable(_)) => match allowed {
-                Some(names) => names.iter().any(|name| !name.is_empty() && may(name, other_allowed)),
-                None => other_allowed.is_none_or(|names| names.iter().any(|name| !name.is_empty())),
-            },
+    /// Unless it is looked up.
+    fn name(self) -> Option<&'a str> {
+        match self {
+            Choice::Here => Some(""),
+            Choice::Named(name) => Some(name),
+            Choice::Variable(_) => None,
+        }
+    }
+}
+
+/// Where the requests of a mount may go, as far as the configuration tells.
+pub struct Reach<'a> {
+    pub choice: Choice<'a>,
+    /// Every group that some list allows; `None` is any.
+    pub allowed: Option<Vec<String>>,
+    /// Whether applications may run in the server's own processes at all.
+    pub embedded: bool,
+}
+
+impl Reach<'_> {
+    /// Whether requests of both may run in the same process.
+    pub fn meets(&self, other: &Reach<'_>) -> bool {
+        let both_may = |name: &str| self.may(name) && other.may(name);
+        match (self.choice.name().or(other.choice.name()), self.allowed.as_ref().or(other.allowed.as_ref())) {
+            (Some(name), _) => both_may(name),
+            (None, Some(names)) => names.iter().any(|name| both_may(name)),
+            (None, None) => true,
+        }
+    }
+
+    fn may(&self, name: &str) -> bool {
+        match self.choice.name() {
+            Some(own) => own == name,
+            None => {
+                (self.embedded || !name.is_empty())
+                    && choice::check("", name.as_bytes(), self.allowed.as_deref()).is_ok()
+            }
         }
     }
 }
@@ -58,28 +87,34 @@ pub fn variable(written: &str) -> Option<&str> {
 /// The group that answers a request: `None` where the server's own process does.
 pub fn group(rec: Rec, alias: Option<&Alias>, settings: &DirectorySettings) -> Result<Option<&'static Group>, Report> {
     let choice = Choice::of(alias, settings);
-    let value;
     let name = match choice {
-        Choice::Here => "",
-        Choice::Named(name) => name,
-        Choice::Variable(name) => {
-            value = rec.variable(name).ok_or_else(|| unset(name))?;
-            match &*value {
-                "" | GLOBAL => "",
-                name => name,
-            }
-        }
+        Choice::Here => b"",
+        Choice::Named(name) => name.as_bytes(),
+        Choice::Variable(name) => rec.variable(name).or_else(|| of_server(name)).ok_or_else(|| unset(name))?,
     };
+    let name = if name == GLOBAL.as_bytes() { b"" } else { name };
     choice::check("WSGIRestrictProcess", name, settings.allowed_groups())?;
-    match (group::find(name), choice) {
+    match (std::str::from_utf8(name).ok().and_then(group::find), choice) {
         (_, _) if name.is_empty() => Ok(None),
         (Some(group), _) => Ok(Some(group)),
-        (None, Choice::Variable(_)) => Err(choice::unknown("WSGIProcessGroup", name.as_bytes(), group::names())),
+        (None, Choice::Variable(_)) => Err(choice::unknown("WSGIProcessGroup", name, group::names())),
         (None, _) => {
+            let name = String::from_utf8_lossy(name);
             let cause = format!("the process group \"{name}\" is not there");
             Err(Report::new(Code::PythonUnavailable, cause).remedy("see why in the log, where the server started"))
         }
     }
+}
+
+/// Keeps the environment as it is before any application runs in this process: one that does may set its own there, at any
+/// time, and it is not for that to say where requests go.
+pub fn begin() {
+    ENVIRONMENT.get_or_init(|| std::env::vars_os().collect());
+}
+
+/// What the server's environment has under a name.
+fn of_server(name: &str) -> Option<&'static [u8]> {
+    ENVIRONMENT.get()?.get(OsStr::new(name)).map(|value| value.as_bytes())
 }
 
 fn unset(name: &str) -> Report {
@@ -89,6 +124,9 @@ fn unset(name: &str) -> Report {
         "set it for every request, with SetEnv, SetEnvIf or RewriteRule; to {GLOBAL} for Apache's own processes"
     ))
 }
+
+/// In a server process.
+static ENVIRONMENT: OnceLock<HashMap<OsString, OsString>> = OnceLock::new();
 
 pub const GLOBAL: &str = "%{GLOBAL}";
 
@@ -108,13 +146,24 @@ mod tests {
 
     #[test]
     fn mounts_that_may_meet_are_told_from_those_that_cannot() {
-        let (one, any) = (Choice::Named("one"), Choice::Variable("X"));
-        let list = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<Vec<_>>();
-        let (ones, twos, here) = (list(&["one"]), list(&["two"]), list(&[""]));
-        assert!(one.meets(None, one, None) && !one.meets(None, Choice::Here, None));
-        assert!(any.meets(None, one, None) && one.meets(None, any, Some(&ones)) && any.meets(None, any, None));
-        assert!(!one.meets(None, any, Some(&twos)) && !any.meets(Some(&ones), any, Some(&twos)));
-        assert!(!any.meets(None, Choice::Here, None) && !any.meets(None, any, Some(&here)));
-        assert!(any.meets(None, any, Some(&twos)) && any.meets(Some(&ones), any, None));
+        let reach = |choice, names: Option<&[&str]>| Reach {
+            choice,
+            allowed: names.map(|names| names.iter().map(|name| name.to_string()).collect()),
+            embedded: true,
+        };
+        let fixed = |name: &'static str| reach(if name.is_empty() { Choice::Here } else { Choice::Named(name) }, None);
+        let any = |names| reach(Choice::Variable("X"), names);
+        let both = |one: &Reach<'_>, other: &Reach<'_>| {
+            assert_eq!(one.meets(other), other.meets(one));
+            one.meets(other)
+        };
+        assert!(both(&fixed("one"), &fixed("one")) && !both(&fixed("one"), &fixed("")));
+        assert!(both(&any(None), &any(None)) && both(&any(None), &any(Some(&["two"]))));
+        assert!(both(&any(None), &fixed("one")) && both(&any(None), &fixed("")));
+        assert!(both(&any(Some(&["one"])), &fixed("one")) && !both(&any(Some(&["two"])), &fixed("one")));
+        assert!(both(&any(None), &any(Some(&[""]))) && !both(&any(Some(&["one"])), &any(Some(&["two"]))));
+        let elsewhere = Reach { embedded: false, ..any(None) };
+        assert!(both(&elsewhere, &fixed("one")) && !both(&elsewhere, &fixed("")));
+        assert!(!both(&elsewhere, &any(Some(&[""]))));
     }
 }

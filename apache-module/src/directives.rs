@@ -82,7 +82,7 @@ impl Line {
                 self.global(word, "application-group")?;
                 directory.global = true;
                 if self.in_section() {
-                    self.server()?.group_in_section = true;
+                    self.server()?.application_group_in_section = true;
                 }
             }
             Id::DaemonProcess => {
@@ -96,14 +96,14 @@ impl Line {
                 directory.process_group = self.pool.string(group.as_bytes());
                 if self.in_section() {
                     let server = self.server()?;
-                    server.group_in_section = true;
+                    server.process_group_in_section = true;
                     server.grouped_sections.extend(self.directory_section());
                 }
             }
             Id::RestrictProcess => {
-                let mut names = directory.allowed_groups().unwrap_or_default().to_vec();
-                for word in &words {
-                    names.push(self.fixed_group(word)?);
+                let names = words.iter().map(|word| self.fixed_group(word)).collect::<Result<Vec<_>, _>>()?;
+                if self.in_section() {
+                    self.server()?.allowed_in_sections.extend_from_slice(&names);
                 }
                 directory.allowed_groups = self.pool.keep(names);
             }

@@ -15,11 +15,11 @@ use crate::ffi::rec::Rec;
 use crate::ffi::{
     AP_REQ_REJECT_PATH_INFO, DECLINED, HTTP_BAD_REQUEST, HTTP_FORBIDDEN, HTTP_INTERNAL_SERVER_ERROR,
     HTTP_LENGTH_REQUIRED, HTTP_METHOD_NOT_ALLOWED, HTTP_NOT_FOUND, HTTP_NOT_IMPLEMENTED, HTTP_REQUEST_ENTITY_TOO_LARGE,
-    HTTP_REQUEST_URI_TOO_LARGE, HTTP_VERSION_NOT_SUPPORTED, OK, OPT_EXECCGI, ap_get_module_config,
-    ap_set_module_config, apr_filetype_e_APR_DIR, apr_filetype_e_APR_NOFILE, entry, request_rec,
+    HTTP_REQUEST_URI_TOO_LARGE, HTTP_VERSION_NOT_SUPPORTED, OK, OPT_EXECCGI, apr_filetype_e_APR_DIR,
+    apr_filetype_e_APR_NOFILE, entry, request_rec,
 };
 use crate::settings::{Alias, DirectorySettings, ServerSettings};
-use crate::{choice, group, log, module, process, request};
+use crate::{choice, group, log, process, request};
 
 entry! {
     /// Maps URLs below an alias to its script, as mod_wsgi does. httpd's walk over directories follows, with its access
@@ -32,12 +32,11 @@ entry! {
             return DECLINED;
         }
         let aliases = ServerSettings::of(request.server()).map_or(&[][..], |settings| settings.aliases.as_slice());
-        let Some((alias, filename)) = aliases.iter().find_map(|alias| Some((alias, mapped(request, alias, uri)?))) else {
-            return DECLINED;
-        };
+        let mut numbered = aliases.iter().enumerate();
+        let found = numbered.find_map(|(number, alias)| Some((number, mapped(request, alias, uri)?)));
+        let Some((number, filename)) = found else { return DECLINED };
         request.map(filename, HANDLER);
-        // SAFETY: the vector is the request's; the alias lives as long as the configuration.
-        unsafe { ap_set_module_config(request.request_config(), module(), (&raw const *alias).cast_mut().cast()) };
+        request.set_note(ALIAS, number.to_string().as_bytes());
         OK
     }
 
@@ -110,10 +109,11 @@ fn check_headers(rec: Rec, request: &Request) -> Result<(), c_int> {
     Ok(())
 }
 
-/// The alias that mapped the request, unless something else did.
+/// The alias that mapped the request, unless something else did. Noted, as notes go along when httpd takes over what a
+/// subrequest has found (DirectoryIndex, FallbackResource): its file, handler and settings of the place.
 fn alias<'a>(rec: Rec) -> Option<&'a Alias> {
-    // SAFETY: null, or what `translate_name` put there.
-    unsafe { ap_get_module_config(rec.request_config(), module()).cast::<Alias>().as_ref() }
+    let number: usize = std::str::from_utf8(rec.note(ALIAS)?).ok()?.parse().ok()?;
+    ServerSettings::of(rec.server())?.aliases.get(number)
 }
 
 /// httpd hands on what others would read in another way, or refuse: a tunnel that no application can be, a target that is
@@ -225,3 +225,6 @@ fn mapped(request: Rec, alias: &Alias, uri: &[u8]) -> Option<*mut c_char> {
 }
 
 const HANDLER: &CStr = c"wsgi-script";
+
+/// The note with the number of an alias.
+const ALIAS: &CStr = c"highball-alias";

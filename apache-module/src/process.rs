@@ -15,7 +15,7 @@ use highball::log::Level;
 use highball::python::{Application, Interpreter, home};
 use highball::settings::{ApplicationSettings, DEFAULT_CALLABLE, InterpreterSettings, Target};
 
-use crate::choice::Choice;
+use crate::choice::{self, Choice, Reach};
 use crate::ffi::{
     self, AP_MPMQ_MAX_DAEMONS, AP_MPMQ_MAX_THREADS, AP_SQ_MAIN_STATE, AP_SQ_MS_CREATE_PRE_CONFIG, AP_SQ_RM_CONFIG_TEST,
     AP_SQ_RUN_MODE, APR_SUCCESS, HTTP_INTERNAL_SERVER_ERROR, OK, ap_get_server_banner, ap_state_query,
@@ -86,6 +86,7 @@ entry! {
     fn child_init(pool: *mut apr_pool_t, server: *mut server_rec) -> (), else (), {
         SERVER.store(server, Ordering::Relaxed);
         applications().clear();
+        choice::begin();
         // SAFETY: the pool is destroyed when the process ends.
         unsafe { apr_pool_pre_cleanup_register(pool, null_mut(), Some(child_exit)) };
         group::begin();
@@ -251,39 +252,47 @@ pub fn with_signals_blocked<R>(run: impl FnOnce() -> R) -> R {
 
 /// Two different applications in one interpreter: only where both say so.
 fn check_groups(server: *mut server_rec) -> Result<(), Report> {
-    if servers(server).filter_map(ServerSettings::of).any(|settings| settings.group_in_section) {
-        // Which mounts a section covers shows with their requests: they are checked there.
+    let any = |is: fn(&ServerSettings) -> bool| servers(server).filter_map(ServerSettings::of).any(is);
+    // Which mounts a section covers shows with their requests only; what an alias says itself, no section changes.
+    if any(|settings| settings.application_group_in_section) {
         return Ok(());
     }
+    let sections_decide = any(|settings| settings.process_group_in_section);
+    let is_sure = |alias: &&Alias| !sections_decide || alias.process_group.is_some();
     struct Mounted<'a> {
         script: &'a [u8],
         callable: &'a str,
-        group: Choice<'a>,
-        allowed: Option<&'a [String]>,
+        reach: Reach<'a>,
         global: bool,
     }
+    let embedded = !ServerSettings::of(server).is_some_and(|settings| settings.restrict_embedded);
     let mut mounted: Vec<Mounted<'_>> = Vec::new();
     for server in servers(server) {
         let settings = DirectorySettings::of_server(server);
-        mounted.extend(aliases(server).map(|alias| Mounted {
+        mounted.extend(aliases(server).filter(is_sure).map(|alias| Mounted {
             script: &alias.target,
             callable: callable(alias, &settings),
-            group: Choice::of(Some(alias), &settings),
-            allowed: settings.allowed_groups(),
+            reach: Reach { choice: Choice::of(Some(alias), &settings), allowed: allowed_groups(server), embedded },
             global: alias.global_application || settings.global,
         }));
     }
-    let different = |a: &Mounted<'_>, b: &Mounted<'_>| {
-        (a.script, a.callable) != (b.script, b.callable) && a.group.meets(a.allowed, b.group, b.allowed)
-    };
+    let different =
+        |a: &Mounted<'_>, b: &Mounted<'_>| (a.script, a.callable) != (b.script, b.callable) && a.reach.meets(&b.reach);
     let alone = mounted.iter().find(|one| !one.global && mounted.iter().any(|other| different(one, other)));
     let Some(alone) = alone else { return Ok(()) };
     let Some(other) = mounted.iter().find(|other| different(alone, other)) else { return Ok(()) };
     let mut report = second(alone.script, other.script);
-    if [alone, other].iter().any(|one| matches!(one.group, Choice::Variable(_))) {
-        report.remedy += "; or name with WSGIRestrictProcess, outside sections, the groups that each may be sent to";
+    if [alone, other].iter().any(|one| matches!(one.reach.choice, Choice::Variable(_))) {
+        report.remedy += "; or name with WSGIRestrictProcess, outside sections, the groups that each may be sent to, and no \
+                          others in sections";
     }
     Err(report)
+}
+
+/// The groups that lists of this server allow somewhere; `None` is any.
+fn allowed_groups(server: *mut server_rec) -> Option<Vec<String>> {
+    let in_sections = ServerSettings::of(server).map_or(&[][..], |settings| settings.allowed_in_sections.as_slice());
+    DirectorySettings::of_server(server).allowed_groups().map(|names| [names, in_sections].concat())
 }
 
 /// Groups are declared once, and none is named that is not.

@@ -15,8 +15,9 @@ use crate::module;
 pub struct ServerSettings {
     /// In the order of the search: this server's, then the main server's.
     pub aliases: Vec<Alias>,
-    /// A section somewhere names a group of applications or of processes: what it covers shows only with a request.
-    pub group_in_section: bool,
+    /// A section somewhere names a group of applications, or of processes: what it covers shows only with a request.
+    pub application_group_in_section: bool,
+    pub process_group_in_section: bool,
     pub home: Option<PathBuf>,
     pub path: Vec<PathBuf>,
     pub restrict_embedded: bool,
@@ -26,6 +27,8 @@ pub struct ServerSettings {
     pub named_groups: Vec<(String, String)>,
     /// Directories whose sections name a group.
     pub grouped_sections: Vec<PathBuf>,
+    /// Groups that `WSGIRestrictProcess` allows in sections; empty for the server's own processes.
+    pub allowed_in_sections: Vec<String>,
     pub socket_prefix: Option<PathBuf>,
 }
 
@@ -133,8 +136,10 @@ entry! {
         let (base, added) = unsafe { (&*base.cast::<ServerSettings>(), &*added.cast::<ServerSettings>()) };
         let mut merged = base.clone();
         merged.aliases = [added.aliases.as_slice(), base.aliases.as_slice()].concat();
-        merged.group_in_section |= added.group_in_section;
+        merged.application_group_in_section |= added.application_group_in_section;
+        merged.process_group_in_section |= added.process_group_in_section;
         merged.grouped_sections.extend_from_slice(&added.grouped_sections);
+        merged.allowed_in_sections.extend_from_slice(&added.allowed_in_sections);
         merged.groups.clone_from(&added.groups);
         merged.named_groups.clone_from(&added.named_groups);
         Pool::new(pool).keep(merged).cast()

@@ -73,10 +73,9 @@ impl Chosen {
             ffi::bytes(value)
         };
         let written = if written == OFF.as_bytes() { b"" } else { written };
-        let name = str::from_utf8(written).unwrap_or(NOT_TEXT);
-        choice::check("wsgi_restrict_process", name, self.allowed.as_ref().map(|allowed| allowed.as_slice()))?;
-        match (&self.application, groups.find(name)) {
-            (Some(application), _) if name.is_empty() => Ok(Place::Here(application)),
+        choice::check("wsgi_restrict_process", written, self.allowed.as_ref().map(|allowed| allowed.as_slice()))?;
+        match (&self.application, str::from_utf8(written).ok().and_then(|name| groups.find(name))) {
+            (Some(application), _) if written.is_empty() => Ok(Place::Here(application)),
             (_, Some(group)) => Ok(Place::Group(group, &self.answerer)),
             _ => Err(groups.with_names(|names| choice::unknown("wsgi_process_group", written, names))),
         }
@@ -85,6 +84,3 @@ impl Chosen {
 
 /// Stands for nginx's own processes.
 pub const OFF: &str = "off";
-
-/// No group's name.
-const NOT_TEXT: &str = "\u{fffd}";

@@ -283,6 +283,11 @@ impl Setting<'_> {
 
     fn daemon_process(&self) -> Result<(), Refused> {
         let words = (0..self.values.len()).map(|index| self.text(index)).collect::<Result<Vec<_>, _>>()?;
+        if words.first() == Some(&OFF) {
+            return Err(
+                self.wrong("is no name for a process group: wsgi_process_group takes it for nginx's own processes")
+            );
+        }
         let declared = options::parse(self.name, &words)?;
         for notice in &declared.notices {
             tell(self.cf, ffi::NGX_LOG_NOTICE, &format!("\"{}\": {notice}", self.name));
@@ -518,13 +523,13 @@ impl LocationConf {
             Some(Choice::Named(name)) => name.as_str(),
             Some(Choice::Variable(text)) => {
                 grouped(None, self.allowed_groups.clone());
-                let may_be_here = choice::check("", "", allowed).is_ok();
+                let may_be_here = choice::check("", b"", allowed).is_ok();
                 let application = may_be_here.then(|| main.application(pass, &settings, true));
                 let allowed = self.allowed_groups.clone();
                 return Ok(Runs::Chosen(Chosen { text: *text, allowed, answerer: answerer(), application }));
             }
         };
-        choice::check(&format!("wsgi_restrict_process ({})", pass.place), name, allowed)?;
+        choice::check(&format!("wsgi_restrict_process ({})", pass.place), name.as_bytes(), allowed)?;
         if name.is_empty() {
             return Ok(Runs::Here(main.application(pass, &settings, false)));
         }

@@ -8,11 +8,12 @@ use crate::error::{Code, Report};
 use crate::settings::did_you_mean;
 
 /// Whether a request may go to the group; `None` allows any. `directive` names the list.
-pub fn check(directive: &str, name: &str, allowed: Option<&[String]>) -> Result<(), Report> {
-    let Some(allowed) = allowed.filter(|allowed| !allowed.iter().any(|one| one == name)) else { return Ok(()) };
+pub fn check(directive: &str, name: &[u8], allowed: Option<&[String]>) -> Result<(), Report> {
+    let is_in = |allowed: &&[String]| allowed.iter().any(|one| one.as_bytes() == name);
+    let Some(allowed) = allowed.filter(|allowed| !is_in(allowed)) else { return Ok(()) };
     let cause = match name {
-        "" => "this would run in the server's own processes".into(),
-        name => format!("this would go to {}", shown(name.as_bytes())),
+        b"" => "this would run in the server's own processes".into(),
+        name => format!("this would go to {}", shown(name)),
     };
     let places: Vec<String> = allowed.iter().map(|name| place(name)).collect();
     let cause = format!("{cause}, and \"{directive}\" allows {} alone", places.join(", "));
@@ -48,15 +49,15 @@ mod tests {
     #[test]
     fn a_list_allows_what_is_in_it_and_none_allows_all() {
         let list = ["one".to_string(), String::new()];
-        assert!(check("X", "two", None).is_ok());
-        assert!(check("X", "one", Some(&list)).is_ok() && check("X", "", Some(&list)).is_ok());
-        let report = check("X", "two", Some(&list)).unwrap_err();
+        assert!(check("X", b"two", None).is_ok());
+        assert!(check("X", b"one", Some(&list)).is_ok() && check("X", b"", Some(&list)).is_ok());
+        let report = check("X", b"two", Some(&list)).unwrap_err();
         assert_eq!(report.code, Code::GroupRefused);
         assert_eq!(
             report.cause,
             "this would go to the process group \"two\", and \"X\" allows \"one\", the server's own processes alone"
         );
-        assert!(check("X", "", Some(&list[..1])).is_err());
+        assert!(check("X", b"", Some(&list[..1])).is_err());
     }
 
     #[test]
@@ -64,8 +65,9 @@ mod tests {
         let report = unknown("X", b"blo", ["blog"].into_iter());
         assert!(report.cause.contains("\"blo\"") && report.remedy.contains("\"blog\""), "{report}");
         for secret in [&b"Basic dTpw"[..], b"\xff", &[b'a'; 65]] {
-            let report = unknown("X", secret, ["blog"].into_iter());
-            assert!(report.cause.contains(&format!("({} bytes)", secret.len())), "{report}");
+            for report in [unknown("X", secret, ["blog"].into_iter()), check("X", secret, Some(&[])).unwrap_err()] {
+                assert!(report.cause.contains(&format!("({} bytes)", secret.len())), "{report}");
+            }
         }
     }
 }

@@ -136,14 +136,21 @@ impl Rec {
         Table::new(self.get().subprocess_env)
     }
 
-    /// What notes, variables or else the environment of this process have under a name, as text.
-    pub fn variable(&self, name: &str) -> Option<String> {
+    /// What modules tell one another of this request.
+    pub fn note(&self, name: &CStr) -> Option<&[u8]> {
+        Table::new(self.get().notes).get(name)
+    }
+
+    pub fn set_note(&mut self, name: &'static CStr, value: &[u8]) {
+        let value = self.pool().string(value);
+        // SAFETY: the table and the value are of the same pool; the name is for ever.
+        unsafe { apr_table_setn(self.get().notes, name.as_ptr(), value) };
+    }
+
+    /// What notes or else variables have under a name.
+    pub fn variable(&self, name: &str) -> Option<&[u8]> {
         let key = super::c_string(name);
-        let noted = Table::new(self.get().notes).get(&key).or_else(|| self.variables().get(&key));
-        match noted {
-            Some(value) => Some(String::from_utf8_lossy(value).into_owned()),
-            None => std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()),
-        }
+        self.note(&key).or_else(|| self.variables().get(&key))
     }
 
     pub fn client_address(&self) -> &[u8] {
@@ -254,10 +261,6 @@ impl Rec {
 
     pub fn settings(self) -> *mut super::ap_conf_vector_t {
         self.get().per_dir_config
-    }
-
-    pub fn request_config(self) -> *mut super::ap_conf_vector_t {
-        self.get().request_config
     }
 
     /// Maps the request to a file, for the walk over directories that follows.
