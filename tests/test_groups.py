@@ -170,7 +170,8 @@ def test_a_worker_that_takes_nothing_is_given_up(serve):
     stopped, other = sorted(server.groups.serving(2))
     body = b"x" * 60_000
     answers = []
-    server.get("/hello"), server.get("/hello")
+    # A link that is not there yet would get nothing to send.
+    assert until(lambda: {server.get("/python").json()["pid"] for _ in range(2)} == {stopped, other}, 10)
     os.kill(stopped, signal.SIGSTOP)
     try:
         ask = lambda: answers.append(server.post("/waiting?seconds=1", body).status)
