@@ -90,6 +90,13 @@ def ask(server, times):
             assert connection.response().body == b"hello"
 
 
+def end(server, how):
+    """Here, as under valgrind neither its descriptors nor its times are those of others."""
+    server.process.send_signal(how)
+    server.process.wait(60)
+    server.stopped = True
+
+
 def begin(serve, *options):
     directory = serve.scripts / "callgrind"
     directory.mkdir()
@@ -117,6 +124,7 @@ def test_a_request_of_nginx_stays_within_its_budget(serve, host):
     dumped(server.process.pid, directory)
     ask(server, REQUESTS)
     path = dumped(server.process.pid, directory)
+    end(server, signal.SIGQUIT)
     judge(host, counted(path)["libngx_http_highball_module.so"] / REQUESTS, path)
 
 
@@ -130,9 +138,7 @@ def test_a_request_of_apache_stays_within_its_budget(serve, host):
     server.allow_log("AH00")
     # httpd with -X falls over its own feet where a connection still lingers at its exit.
     time.sleep(4)
-    server.process.send_signal(signal.SIGTERM)
-    server.process.wait(60)
-    server.stopped = True
+    end(server, signal.SIGTERM)
     path = directory / str(server.process.pid)
     judge(host, counted(path)["libmod_highball.so"] / (WARM + REQUESTS), path)
 
@@ -154,7 +160,7 @@ def test_a_path_stays_within_its_budget(host, paths, name, tmp_path):
 @pytest.fixture(scope="module")
 def paths():
     """The program, built if it is not there."""
-    command = ["cargo", "bench", "--locked", "--bench", "paths", "--no-run", "--message-format=json"]
+    command = ["cargo", "bench", "--workspace", "--locked", "--bench", "paths", "--no-run", "--message-format=json"]
     run = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr
     made = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
