@@ -64,7 +64,8 @@ def dumped(pid, directory):
     """Lets a process write what it has counted since the last time."""
     before = set(directory.glob(f"{pid}.*"))
     command = [shutil.which("callgrind_control"), "--dump", str(pid)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    # The name of its pipe has what LOGNAME and HOST say, and the server has neither.
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, env={"PATH": os.environ["PATH"]})
     written = lambda: {path for path in set(directory.glob(f"{pid}.*")) - before if "totals:" in path.read_text()}
     assert until(written, 20), f"callgrind wrote nothing: {run.stdout} {run.stderr}"
     return written().pop()

@@ -352,6 +352,7 @@ def test_equal_groups_keep_their_workers(supervised):
     ]  # fmt: skip
 
 
+@seen_by_root
 def test_no_groups_are_no_supervisor(supervised):
     one = supervised().run()
     pids = [process.pid for process in one.own()]
