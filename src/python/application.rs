@@ -31,8 +31,8 @@ struct State {
     failure: Option<Arc<Report>>,
     /// The script file that `callable` or `failure` came from.
     stamp: Option<Stamp>,
-    /// When the script file was last looked at.
-    looked: Option<Instant>,
+    /// When the script file was last looked at, and what was found.
+    looked: Option<(Instant, Option<Stamp>)>,
     /// A thread is loading just now.
     loading: bool,
     ended: Option<Instant>,
@@ -133,13 +133,16 @@ impl Application {
             return None;
         }
         let now = Instant::now();
-        let mut state = self.lock();
-        if state.looked.is_some_and(|looked| now.duration_since(looked) < FRESH) {
-            return state.stamp;
+        // Not that of what is loaded: a first load, or the next one, may be under way.
+        let looked = self.lock().looked;
+        if let Some((at, stamp)) = looked
+            && now.duration_since(at) < FRESH
+        {
+            return stamp;
         }
-        state.looked = Some(now);
-        drop(state);
-        attached.detached(|| Stamp::of(path))
+        let stamp = attached.detached(|| Stamp::of(path));
+        self.lock().looked = Some((now, stamp));
+        stamp
     }
 
     /// Loads and keeps the result. `loading` was set by the caller.
